@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from .console import UserError, warn
 
@@ -122,6 +123,9 @@ class H4ArgumentParser(HfArgumentParser):
     wrong type or an invalid value is a UserError that names the key.
     """
 
+    def __init__(self, dataclass_types: Any, **kwargs: Any):
+        super().__init__(dataclass_types, conflict_handler="resolve", **kwargs)
+
     def parse(self, argv: Sequence[str] | None = None) -> Any:
         """Return one instance per dataclass (the bare instance if there is only one).
 
@@ -145,24 +149,27 @@ class H4ArgumentParser(HfArgumentParser):
             values[key], sources[key] = value, "command line"
 
         values, sources = self._modernize(values, sources)
-        fields = {f.name: cls for cls in self.dataclass_types for f in dataclasses.fields(cls) if f.init}
+        fields = {cls: {f.name for f in dataclasses.fields(cls) if f.init} for cls in self.dataclass_types}
+        known = set().union(*fields.values())
         outputs = []
         for key in values:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"{sources[key]}: unknown key {key!r}{hint}")
         for cls in self.dataclass_types:
+            if issubclass(cls, TrainingArguments):
+                follow_machine(values, sources)
             hints = typing.get_type_hints(cls)
             checked = {
                 key: check_type(key, value, hints[key], sources[key])
                 for key, value in values.items()
-                if fields[key] is cls
+                if key in fields[cls]  # a key that two classes share goes to both
             }
             try:
                 outputs.append(cls(**checked))
             except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-                raise UserError(f"{', '.join(dict.fromkeys(sources.values()))}: {error}") from error
+                raise UserError(f"{next(iter(sources.values()), 'command line')}: {error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _modernize(self, values: dict[str, Any], sources: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -180,6 +187,20 @@ class H4ArgumentParser(HfArgumentParser):
         if notes:
             warn(f"old spellings read as today's: {'; '.join(notes)}")
         return new_values, new_sources
+
+
+def follow_machine(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Fill in what the machine and the launcher decide: the CPU where there is no accelerator, the launcher's bf16."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
+        if "use_cpu" not in values:
+            values["use_cpu"], sources["use_cpu"] = True, "this machine"
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" and values.get("bf16") is not True:
+        if "bf16" in values:
+            warn(f"{sources['bf16']}: bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
+        values["bf16"], sources["bf16"] = True, "the accelerate configuration"
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -231,7 +252,7 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
     if value is False and key.endswith("_strategy"):  # an unquoted `no` is false to YAML
         value = "no"
     optional = type(None) in typing.get_args(hint)
-    if value is None or (optional and value in ("null", "None", "none")):
+    if value is None or (optional and value in ("null", "None")):
         if optional:
             return None
         raise UserError(f"{source}: {key} cannot be null")

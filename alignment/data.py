@@ -55,6 +55,7 @@ def get_datasets(
             if kind is None:
                 raise UserError(f"dataset_splits: {split!r} holds neither 'train' nor 'test'")
             dataset = load_split(name, configs[position] if configs else None, split)
+            check_columns(dataset, f"dataset {name}, split {split}")
             keep = set(columns_to_keep or COLUMNS_TO_KEEP)
             dataset = dataset.remove_columns([c for c in dataset.column_names if c not in keep])
             if kind == "train":
@@ -96,6 +97,19 @@ def load_split(name: str, config: str | None, split: str) -> Dataset:
     return splits.get(split, saved)
 
 
+def check_columns(dataset: Dataset, where: str) -> None:
+    """Refuse a dataset without messages or with only one side of its pairs.
+
+    Raises:
+        UserError: names what is missing and what is there.
+    """
+    found = f"(found: {', '.join(dataset.column_names)})"
+    if not {"chosen", "rejected", "messages"} & set(dataset.column_names):
+        raise UserError(f"{where}: has no column chosen, rejected or messages {found}")
+    if len(missing := {"chosen", "rejected"} - set(dataset.column_names)) == 1:
+        raise UserError(f"{where}: lacks the column {missing.pop()} {found}")
+
+
 def check_rows(dataset: Dataset, where: str) -> None:
     """Refuse columns that should hold messages and do not.
 
@@ -103,12 +117,6 @@ def check_rows(dataset: Dataset, where: str) -> None:
         UserError: names the first bad row (counted from 0 in the source's order) and column.
     """
     columns = [c for c in ("chosen", "rejected", "messages") if c in dataset.column_names]
-    if not columns:
-        raise UserError(
-            f"{where}: has no column chosen, rejected or messages (found: {', '.join(dataset.column_names)})"
-        )
-    if len(missing := {"chosen", "rejected"} - set(columns)) == 1:
-        raise UserError(f"{where}: lacks the column {missing.pop()} (found: {', '.join(dataset.column_names)})")
     row = 0
     for batch in dataset.select_columns(columns).iter(batch_size=1000):
         for values in zip(*(batch[c] for c in columns), strict=True):

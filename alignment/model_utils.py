@@ -213,6 +213,7 @@ def load_policy(
         kwargs["revision"] = model_args.base_model_revision
         model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
         model = PeftModel.from_pretrained(model, name, revision=model_args.model_revision).merge_and_unload()
+        model.requires_grad_(True)  # PEFT had frozen the base weights
     else:
         try:
             model = AutoModelForCausalLM.from_pretrained(name, **kwargs)

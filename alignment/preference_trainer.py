@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerCallback
 
+from .console import UserError
 from .generations import write_generations
 from .logps import TokenLogps, get_batch_logps, plain_logps
 from .losses import PreferenceLoss
@@ -81,6 +82,12 @@ class PreferenceTrainer(Trainer):
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
         if model is not None:
+            embeddings = model.get_input_embeddings().num_embeddings
+            if len(tokenizer) > embeddings:
+                raise UserError(
+                    f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens, the model embeds {embeddings}: "
+                    "they do not belong together"
+                )
             model = prepare_policy(model, args, peft_config)
 
         self.pair_tokenizer = PairTokenizer(
@@ -113,6 +120,7 @@ class PreferenceTrainer(Trainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
 
     def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ def start_run(
     Raises:
         UserError: a setting cannot work, or output_dir belongs to another run.
     """
+    # torch's own deprecations, repeated by DeepSpeed in every step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if model_args.model_name_or_path is None:
         raise UserError("model_name_or_path: not given")
     available = get_available_reporting_integrations()

@@ -1,0 +1,61 @@
+"""Supervised fine-tuning on conversations (column `messages`), with TRL's SFTTrainer.
+
+    accelerate launch --config_file accelerate_configs/deepspeed_zero3.yaml scripts/run_sft.py \
+        training_configs/llama-3-8b-base-sft.yaml
+
+The loss is on every token. Texts are rendered and tokenized here, so that templates that write BOS get it once.
+"""
+
+from alignment import (
+    DataArguments,
+    H4ArgumentParser,
+    ModelArguments,
+    apply_chat_template,
+    get_datasets,
+    get_peft_config,
+    get_tokenizer,
+)
+from alignment.console import UserError, command
+from alignment.model_utils import load_policy
+from alignment.preference_data import map_rows, tokenizer_key
+from alignment.run import start_run, train_and_save
+
+
+@command
+def main() -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, SFTConfig)).parse()
+    checkpoint = start_run(model_args, data_args, args, objective="sft")
+    tokenizer = get_tokenizer(model_args, data_args)
+
+    def tokenize(row):
+        text = apply_chat_template(row, tokenizer, "sft", data_args.auto_insert_empty_system_msg)["text"]
+        return {"input_ids": tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]}
+
+    with args.main_process_first(desc="preparing data"):
+        splits = {}
+        for split, dataset in get_datasets(data_args).items():
+            if "messages" not in dataset.column_names:
+                raise UserError(f"{split} data: has no column messages (found: {', '.join(dataset.column_names)})")
+            splits[split] = map_rows(
+                dataset,
+                tokenize,
+                ("sft", tokenizer_key(tokenizer), data_args.auto_insert_empty_system_msg),
+                data_args.preprocessing_num_workers,
+                remove_columns=dataset.column_names,
+                desc=f"Tokenizing {split}",
+            )
+    trainer = SFTTrainer(
+        model=load_policy(model_args, args, checkpoint),
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("test"),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    train_and_save(trainer, model_args, data_args, checkpoint, objective="sft")
+
+
+if __name__ == "__main__":
+    main()

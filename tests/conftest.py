@@ -1,0 +1,136 @@
+"""What the tests share: tiny models, preference data on disk, and the recorded reference runs where they exist."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline(tmp_path_factory):
+    """No network, and a dataset cache of the tests' own."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of recorded reference runs and real data, kept outside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"recorded runs and real data are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny_llama")
+
+
+def make_pairs(count: int, offset: int = 0) -> list[dict]:
+    """Preference rows with prompts and answers of various lengths."""
+    rows = []
+    for i in range(offset, offset + count):
+        prompt = [{"role": "user", "content": f"What is {i} plus {i % 7}?" + " Please think about it." * (i % 3)}]
+        good, bad = f"{i} plus {i % 7} is {i + i % 7}.", f"Hard to say, maybe {i}." + " Who knows?" * (i % 4)
+        rows.append(
+            {
+                "prompt": prompt[0]["content"],
+                "chosen": [*prompt, {"role": "assistant", "content": good}],
+                "rejected": [*prompt, {"role": "assistant", "content": bad}],
+            }
+        )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    write_jsonl(folder / "train.jsonl", make_pairs(48))
+    write_jsonl(folder / "test.jsonl", make_pairs(8, offset=100))
+    return str(folder)
+
+
+@pytest.fixture
+def config(tmp_path, model_folder, pairs_folder) -> Callable[..., str]:
+    """Write a training YAML with the given changes (None removes a key) and return its path."""
+
+    def write(**changes) -> str:
+        values = {
+            "model_name_or_path": model_folder,
+            "dataset_mixer": {pairs_folder: 1.0},
+            "use_cpu": True,
+            "beta": 2.0,
+            "gamma_beta_ratio": 0.5,
+            "learning_rate": 1e-3,
+            "max_length": 96,
+            "max_prompt_length": 48,
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "seed": 42,
+            "output_dir": str(tmp_path / "out"),
+        } | changes
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))  # JSON is YAML
+        return str(path)
+
+    return write
+
+
+def run_script(*command: str, cwd: Path | None = None, timeout: int = 600) -> subprocess.CompletedProcess:
+    """Run a command with this Python's environment, as a user would type it."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys) -> Callable[..., str]:
+    """Run a script's main() that must end with status 2; returns its error, which must be one line."""
+
+    def run(main: Callable[[], None], *argv: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["script.py", *argv])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+def losses(output_dir: str | Path) -> list[dict]:
+    """The logged training steps of a finished run."""
+    history = json.loads((Path(output_dir) / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]

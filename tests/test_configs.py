@@ -1,0 +1,224 @@
+"""Every shipped file against the published table, and the parser's rules."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from run_simpo import main as run_simpo
+from simpo_config import SimPOConfig
+from trl import SFTConfig
+
+from alignment import DataArguments, H4ArgumentParser, ModelArguments
+from alignment.console import UserError
+from alignment.preference_config import PreferenceConfig
+from alignment.run import PAPER_CONFIGS
+
+ROOT = Path(__file__).resolve().parent.parent
+UF = "HuggingFaceH4/ultrafeedback_binarized"
+LLAMA3 = "meta-llama/Meta-Llama-3-8B-Instruct"
+# model, data, beta, gamma/beta, learning rate, max_length, max_prompt_length
+SIMPO = {
+    "mistral-7b-base-simpo": ("alignment-handbook/zephyr-7b-sft-full", UF, 2.0, 0.8, 3e-7, 1024, 512),
+    "mistral-7b-instruct-simpo": (
+        "mistralai/Mistral-7B-Instruct-v0.2", "princeton-nlp/mistral-instruct-ultrafeedback", 2.5, 0.1, 5e-7, 2048, 1800
+    ),
+    "llama-3-8b-base-simpo": ("princeton-nlp/Llama-3-Base-8B-SFT", UF, 2.0, 0.5, 6e-7, 2048, 1800),
+    "llama-3-8b-instruct-simpo": (LLAMA3, "princeton-nlp/llama3-ultrafeedback", 2.5, 0.55, 1e-6, 2048, 1800),
+    "llama-3-8b-instruct-simpo-v2": (LLAMA3, "princeton-nlp/llama3-ultrafeedback-armorm", 10, 0.3, 1e-6, 2048, 1800),
+    "gemma-2-9b-it-simpo": (
+        "google/gemma-2-9b-it", "princeton-nlp/gemma2-ultrafeedback-armorm", 10, 0.5, 8e-7, 2048, 1800
+    ),
+}  # fmt: skip
+FIRST_LOSS = [1.784, 0.826, 1.313, 1.600, 3.049, 5.007]
+
+
+@pytest.fixture(autouse=True)
+def _bf16_everywhere(monkeypatch):
+    """The shipped files ask for bf16 and wandb; neither a GPU nor wandb is needed to read them."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
+def parse(*argv: str, config=SimPOConfig):
+    return H4ArgumentParser((ModelArguments, DataArguments, config)).parse(list(argv))
+
+
+@pytest.mark.parametrize("name", SIMPO)
+def test_simpo_configs_are_the_published_ones(name):
+    model, data, args = parse(f"{ROOT}/training_configs/{name}.yaml")
+    splits = ["train_prefs", "test_prefs"] if data.dataset_mixer == {UF: 1.0} else ["train", "test"]
+    found = (
+        model.model_name_or_path, next(iter(data.dataset_mixer)), args.beta, args.gamma_beta_ratio, args.learning_rate,
+        args.max_length, args.max_prompt_length,
+    )  # fmt: skip
+    assert found == SIMPO[name]
+    assert set(data.dataset_mixer.values()) == {1.0} and data.dataset_splits == splits
+    gemma = name.startswith("gemma")
+    assert model.attn_implementation == ("eager" if gemma else "flash_attention_2")
+    assert data.chat_template == ("gemma2" if gemma else None)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 4 == 128
+    assert (args.per_device_eval_batch_size, args.logging_steps, args.num_train_epochs) == (4, 5, 1)
+    check_common(name, model, data, args)
+    assert args.eval_steps == 400
+
+
+def check_common(name, model, data, args):
+    assert model.torch_dtype is None and not model.use_peft
+    assert data.preprocessing_num_workers == 12
+    assert args.bf16 and args.gradient_checkpointing and args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert (args.optim, args.lr_scheduler_type, args.warmup_steps, args.seed) == ("adamw_torch", "cosine", 0.1, 42)
+    assert (args.save_steps, args.save_total_limit, args.report_to) == (1000000, 20, ["wandb"])
+    assert args.output_dir.startswith("outputs/") and args.output_dir.endswith(name)
+
+
+def test_step_zero_losses_of_the_paper():
+    from alignment.losses import simpo_loss
+    import torch
+
+    zero = torch.zeros(1)
+    for (*_, beta, ratio, _lr, _l, _p), expected in zip(SIMPO.values(), FIRST_LOSS, strict=True):
+        assert simpo_loss(zero, zero, beta, ratio).losses.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_list_of_paper_configs_is_complete():
+    assert set(SIMPO) == PAPER_CONFIGS
+    shipped = {path.stem for path in (ROOT / "training_configs").glob("*.yaml")}
+    assert shipped == PAPER_CONFIGS | {"llama-3-8b-base-sft", "mistral", "llama3_instruct"}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "rate", "epochs", "lengths"),
+    [
+        ("mistral", "HuggingFaceH4/mistral-7b-sft-beta", 5e-7, 1, (1024, 512)),
+        ("llama3_instruct", LLAMA3, 1e-6, 2, (2048, 1800)),
+    ],
+)
+def test_wpo_configs(name, base, rate, epochs, lengths):
+    values = yaml.safe_load((ROOT / f"training_configs/{name}.yaml").read_text())
+    assert values.pop("beta") == 0.01
+    assert (values["learning_rate"], values["num_train_epochs"], values["model_name_or_path"]) == (rate, epochs, base)
+    assert values["dataset_mixer"] == {UF: 1.0} and values["dataset_splits"] == ["train_prefs", "test_prefs"]
+    assert (values["max_length"], values["max_prompt_length"]) == lengths
+    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 128
+    assert (values["per_device_eval_batch_size"], values["logging_steps"]) == (8, 10)
+    known = {f for cls in (ModelArguments, DataArguments, PreferenceConfig) for f in cls.__dataclass_fields__}
+    assert set(values) <= known
+
+
+def test_sft_config():
+    model, data, args = parse(f"{ROOT}/training_configs/llama-3-8b-base-sft.yaml", config=SFTConfig)
+    assert (model.model_name_or_path, model.torch_dtype) == ("meta-llama/Meta-Llama-3-8B", "bfloat16")
+    assert data.dataset_mixer == {"HuggingFaceH4/ultrachat_200k": 1.0}
+    assert data.dataset_splits == ["train_sft", "test_sft"] and data.chat_template == "llama3"
+    assert (args.learning_rate, args.max_length, args.num_train_epochs, args.bf16) == (2e-5, 2048, 1, True)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 4)
+    assert (args.lr_scheduler_type, args.warmup_steps) == ("cosine", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes"),
+    [
+        ("deepspeed_zero3", "DEEPSPEED", 4),
+        ("deepspeed_zero3_cpu", "DEEPSPEED", 2),
+        ("fsdp", "FSDP", 8),
+        ("fsdp2", "FSDP", 8),
+        ("multi_gpu", "MULTI_GPU", 8),
+    ],
+)
+def test_accelerate_configs(name, kind, processes):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(f"{ROOT}/accelerate_configs/{name}.yaml")
+    assert (str(config.distributed_type).split(".")[-1], config.num_processes) == (kind, processes)
+    assert config.mixed_precision == "bf16" and config.use_cpu == name.endswith("cpu")
+    if kind == "DEEPSPEED":
+        settings = config.deepspeed_config
+        assert settings["zero_stage"] == 3 and settings["zero3_init_flag"] and settings["zero3_save_16bit_model"]
+        assert settings["offload_optimizer_device"] == settings["offload_param_device"] == "none"
+    if kind == "FSDP":
+        settings = config.fsdp_config
+        assert settings["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+        assert settings.get("fsdp_sharding_strategy") == "FULL_SHARD" or settings["fsdp_reshard_after_forward"] is True
+
+
+def test_every_spelling_of_an_override(config):
+    path = config(warmup_ratio=0.1, evaluation_strategy="steps", eval_steps=2)
+    model, data, args = parse(
+        path, "--max_length=1024", "--max-prompt-length", "800", "--learning_rate=5e-7", "--bf16=false", "--use_peft",
+        "--lora_target_modules=q_proj,v_proj", '--dataset_mixer={"a=b": 0.5}', "--dataset_splits", "train_x", "test_x",
+        "--run_name=a=b", "--eval_steps", "10", "--hub_model_id=null", "--gradient_checkpointing_kwargs",
+        '{"use_reentrant": false}', "--dtype", "float32",
+    )  # fmt: skip
+    assert (args.max_length, args.max_prompt_length, args.learning_rate, args.bf16) == (1024, 800, 5e-7, False)
+    assert (args.warmup_steps, args.eval_strategy.value, args.eval_steps) == (0.1, "steps", 10)
+    assert (args.run_name, args.hub_model_id) == ("a=b", None)
+    assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert model.use_peft and model.lora_target_modules == ["q_proj", "v_proj"] and model.torch_dtype == "float32"
+    assert data.dataset_mixer == {"a=b": 0.5} and data.dataset_splits == ["train_x", "test_x"]
+
+
+def test_old_spellings_give_one_warning(config, capsys):
+    old = {
+        "evaluation_strategy": "no", "warmup_ratio": 0.2, "no_cuda": True, "group_by_length": True,
+        "overwrite_output_dir": True, "save_safetensors": True, "logging_dir": "x", "use_cpu": None,
+    }  # fmt: skip
+    *_, args = parse(config(**old))
+    assert (args.warmup_steps, args.use_cpu, args.train_sampling_strategy) == (0.2, True, "group_by_length")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: old spellings")]
+    assert len(warnings) == 1 and "evaluation_strategy -> eval_strategy" in warnings[0]
+
+
+def test_unquoted_no_is_a_strategy(config):
+    *_, args = parse(config(save_strategy=False, eval_strategy=False))
+    assert args.save_strategy.value == args.eval_strategy.value == "no"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat=1e-6"], r"command line: unknown key 'learning_rat'; did you mean learning_rate\?"),
+        (["--beta=abc"], "command line: beta: 'abc' does not fit"),
+        (["--max_length=12.5"], "max_length: '12.5' does not fit"),
+        (["--max_length=true"], "max_length: 'true' does not fit"),
+        (["--beta=null"], "beta: 'null' does not fit"),
+        (["--loss_type=ipo"], "loss_type: 'ipo' does not fit"),
+        (["--optim=adamm"], "adamm"),
+        (["beta=2"], "expected --key=value, found 'beta=2'"),
+        (["--max_prompt_length=96"], r"max_prompt_length \(96\) must be positive and below max_length \(96\)"),
+        (["--label_smoothing=0.5"], "label_smoothing"),
+        (["--is_encoder_decoder=true"], "encoder-decoder"),
+        (["--load_in_4bit"], "use_peft"),
+    ],
+)
+def test_bad_overrides(config, argv, message):
+    with pytest.raises(UserError, match=message):
+        parse(config(), *argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beta: [1, 2]", "beta: .* does not fit"),
+        ("beta: null", "beta cannot be null"),
+        ("bta: 2", "unknown key 'bta'; did you mean beta"),
+        ("max_length: true", "max_length"),
+        ("a: b: c", "not valid YAML"),
+        ("- a\n- b", "must hold"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}/bad.yaml: .*{message}"):
+        parse(str(tmp_path / "bad.yaml"))
+
+
+def test_missing_yaml(fails):
+    assert "nowhere.yaml: no such configuration file" in fails(run_simpo, "nowhere.yaml")
+
+
+def test_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        run_simpo()
+    assert stop.value.code == 0 and "--gamma_beta_ratio" in capsys.readouterr().out
