@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from .console import UserError, warn
 
@@ -158,7 +158,8 @@ class H4ArgumentParser(HfArgumentParser):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"{sources[key]}: unknown key {key!r}{hint}")
         for cls in self.dataclass_types:
-            if issubclass(cls, TrainingArguments):
+            # by name: importing the class takes seconds, and the data scripts have no use for it
+            if any(base.__name__ == "TrainingArguments" for base in cls.__mro__):
                 follow_machine(values, sources)
             hints = typing.get_type_hints(cls)
             checked = {
@@ -263,6 +264,8 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
     readings = [value]
     if isinstance(value, str):
         readings.append(yaml.safe_load(value) if value[:1] in "{[" else value.split(","))
+    elif isinstance(value, int | float):
+        readings.append([value])  # one number where a list may stand
     if isinstance(value, bool) and not accepts_bool(hint):
         readings = [str(value)]  # true is not the number 1
     problem = ""

@@ -68,8 +68,11 @@ def get_datasets(
     return DatasetDict({k: d.shuffle(seed=SHUFFLE_SEED) if shuffle else d for k, d in mixed.items()})
 
 
-def load_split(name: str, config: str | None, split: str) -> Dataset:
+def load_split(name: str, config: str | None, split: str, key: str = "dataset_mixer") -> Dataset:
     """Load one split of a hub dataset, of a folder of data files, or of a folder written by `save_to_disk`.
+
+    Args:
+        key: the setting that named the dataset, for the error messages.
 
     Raises:
         UserError: there is no such dataset or split, or its files cannot be read.
@@ -84,7 +87,7 @@ def load_split(name: str, config: str | None, split: str) -> Dataset:
             return load_dataset(name, config, split=split)
     except (DatasetNotFoundError, FileNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise UserError(
-            f"dataset_mixer: {name} is neither a folder with data files nor a dataset that can be reached on the hub"
+            f"{key}: {name} is neither a folder with data files nor a dataset that can be reached on the hub"
         ) from error
     except DatasetGenerationError as error:
         raise UserError(f"dataset {name}, split {split}: cannot be read: {error.__cause__ or error}") from error
