@@ -85,8 +85,8 @@ class PreferenceTrainer(Trainer):
             embeddings = model.get_input_embeddings().num_embeddings
             if len(tokenizer) > embeddings:
                 raise UserError(
-                    f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens, the model embeds {embeddings}: "
-                    "they do not belong together"
+                    f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens and the model embeds "
+                    f"{embeddings}: they do not belong together"
                 )
             model = prepare_policy(model, args, peft_config)
 

@@ -152,8 +152,19 @@ def train_and_save(
     data_args: DataArguments,
     checkpoint: str | None,
     objective: str,
+    card: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train (or resume), save model, metrics, state and model card, then evaluate."""
+    """Train (or resume), save model, metrics, state and model card, then evaluate.
+
+    Args:
+        card: arguments of the trainer's `create_model_card`; by default those of transformers'.
+    """
+    card = card or {
+        "finetuned_from": model_args.model_name_or_path,
+        "dataset": list(data_args.dataset_mixer),
+        "dataset_tags": list(data_args.dataset_mixer),
+        "tags": [*trainer.tags],
+    }
     args = trainer.args
     write_run_config(
         args,
@@ -166,12 +177,6 @@ def train_and_save(
 
     trainer.model.config.use_cache = True  # off while training; the saved model is for generating
     trainer.save_model()
-    card = {
-        "finetuned_from": model_args.model_name_or_path,
-        "dataset": list(data_args.dataset_mixer),
-        "dataset_tags": list(data_args.dataset_mixer),
-        "tags": list(getattr(trainer, "tags", ["alignment-handbook"])),
-    }
     trainer.create_model_card(**card)
 
     if args.do_eval:

@@ -54,7 +54,8 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    train_and_save(trainer, model_args, data_args, checkpoint, objective="sft")
+    card = {"dataset_name": ", ".join(data_args.dataset_mixer), "tags": ["sft"]}
+    train_and_save(trainer, model_args, data_args, checkpoint, objective="sft", card=card)
 
 
 if __name__ == "__main__":

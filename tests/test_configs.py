@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_simpo import main as run_simpo
-from simpo_config import SimPOConfig
 from trl import SFTConfig
 
 from alignment import DataArguments, H4ArgumentParser, ModelArguments
 from alignment.console import UserError
 from alignment.preference_config import PreferenceConfig
 from alignment.run import PAPER_CONFIGS
+from run_simpo import main as run_simpo
+from simpo_config import SimPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 UF = "HuggingFaceH4/ultrafeedback_binarized"
@@ -73,8 +73,9 @@ def check_common(name, model, data, args):
 
 
 def test_step_zero_losses_of_the_paper():
-    from alignment.losses import simpo_loss
     import torch
+
+    from alignment.losses import simpo_loss
 
     zero = torch.zeros(1)
     for (*_, beta, ratio, _lr, _l, _p), expected in zip(SIMPO.values(), FIRST_LOSS, strict=True):

@@ -84,7 +84,7 @@ def test_bad_settings(folder):
         get_datasets({str(folder): 1.0}, ["train", "dev"])
     with pytest.raises(UserError, match="split test"):
         get_datasets({str(folder): 1.0})
-    with pytest.raises(UserError, match="fraction of .* is 1.5"):
+    with pytest.raises(UserError, match=r"fraction of .* is 1\.5"):
         get_datasets({str(folder): 1.5})
     with pytest.raises(UserError, match=r"split train: no rows"):
         get_datasets({str(folder): 0.1}, ["train"])

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, losses, make_pairs, run_script, write_jsonl
-from run_simpo import main
 from safetensors.torch import load_file
 from test_tokenization import sha
 from tiny_models import tiny_model, tiny_tokenizer
+
+from run_simpo import main
 
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
 
@@ -83,9 +84,10 @@ def record_trainers(monkeypatch) -> list:
 
 
 def test_recorded_initial_logps(shared):
-    from alignment.tokenization import PreferenceCollator
-    from alignment.logps import plain_logps
     from transformers import AutoModelForCausalLM
+
+    from alignment.logps import plain_logps
+    from alignment.tokenization import PreferenceCollator
 
     record = json.loads((shared / "golden" / "records" / "llama3.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(

@@ -98,7 +98,7 @@ def test_exactly_one_bos_whatever_the_tokenizer_adds():
     for adds_bos in (False, True):
         tokenizer = tiny_tokenizer(adds_bos)
         messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-        text = apply_chat_template({"chosen": messages, "rejected": messages[:1] + [messages[1]]}, tokenizer, "simpo")
+        text = apply_chat_template({"chosen": messages, "rejected": messages}, tokenizer, "simpo")
         row = PairTokenizer(tokenizer, 100, 50)({n: [text[f"text_{n}"]] for n in ("prompt", "chosen", "rejected")})
         assert row["chosen_input_ids"][0].count(BOS) == 1
         assert row["chosen_input_ids"][0][0] == BOS and row["chosen_input_ids"][0][-1] == EOS

@@ -1,0 +1,95 @@
+"""ZeRO-3 on two CPU processes, through `accelerate launch`, against one process."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, losses, run_script
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.slow
+SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
+LAUNCH = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / "deepspeed_zero3_cpu.yaml")]
+ZERO3 = [*LAUNCH, SCRIPT]
+ZERO3_ALONE = [*LAUNCH, "--num_processes=1", SCRIPT]
+
+
+def launch(*command: str) -> str:
+    result = run_script(*command)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def check_same_losses(one, two, tolerance: float) -> None:
+    assert len(one) == len(two) > 3
+    for alone, together in zip(one, two, strict=True):
+        for metric in ("loss", "logps/chosen", "rewards/margins"):
+            assert together[metric] == pytest.approx(alone[metric], abs=tolerance), (metric, alone["step"])
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=0.04)
+
+
+# Two processes against one: the order of bf16 sums. bf16 weights against float32: 8 bits, amplified by the steps.
+SAME_PRECISION, BF16 = 3e-3, 3e-2
+
+
+def test_zero3_equals_one_process(config, tmp_path, model_folder):
+    path = config(
+        do_eval=True, eval_strategy="steps", eval_steps=2, generate_during_eval=True, use_cpu=None, learning_rate=3e-4
+    )  # fmt: skip
+    single = "--per_device_train_batch_size=4"
+    launch(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'float32'}", single)
+    launch(*ZERO3_ALONE, path, f"--output_dir={tmp_path / 'one'}", single)
+    out = launch(*ZERO3, path, f"--output_dir={tmp_path / 'two'}")
+    assert "8 pairs (2 processes x 2 x 2 accumulated), 4 steps" in out
+    check_same_losses(losses(tmp_path / "one"), losses(tmp_path / "two"), SAME_PRECISION)
+    check_same_losses(losses(tmp_path / "float32"), losses(tmp_path / "two"), BF16)
+    evaluations = [json.loads((tmp_path / run / "eval_results.json").read_text()) for run in ("one", "two")]
+    for metric in ("eval_loss", "eval_logps/rejected"):  # reduced over both processes
+        assert evaluations[1][metric] == pytest.approx(evaluations[0][metric], abs=4e-3)
+    assert len((tmp_path / "two" / "generations.jsonl").read_text().splitlines()) == 12
+
+    saved = load_file(tmp_path / "two" / "model.safetensors")
+    start = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "two", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert saved.keys() == start.keys() == model.state_dict().keys()
+    for name, weight in load_file(tmp_path / "float32" / "model.safetensors").items():
+        assert saved[name].shape == weight.shape
+        assert weight.dim() == 1 or not torch.equal(saved[name].float(), start[name])  # norms move below bf16
+        torch.testing.assert_close(saved[name].float(), weight, rtol=0.02, atol=5e-3)
+
+
+def test_zero3_lora_saves_every_adapter_weight_and_resumes(config, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+
+    path = config(
+        use_peft=True, lora_r=4, use_cpu=None, gradient_checkpointing=True, learning_rate=1e-2, save_strategy="steps",
+        save_steps=2,
+    )  # fmt: skip
+    launch(*ZERO3, path)
+    out = tmp_path / "out"
+    adapter = load_file(out / "adapter_model.safetensors")
+    assert len(adapter) == 28 and all(weight.numel() > 0 and weight.abs().sum() > 0 for weight in adapter.values())
+    reloaded = AutoPeftModelForCausalLM.from_pretrained(out)
+    parameters = {name.replace(".default", ""): p for name, p in reloaded.named_parameters() if "lora_" in name}
+    assert parameters.keys() == adapter.keys()
+    for name, weight in adapter.items():
+        torch.testing.assert_close(parameters[name].float(), weight.float())
+    whole = losses(out)
+
+    (out / "checkpoint-4" / "trainer_state.json").unlink()  # as if stopped while saving the last checkpoint
+    again = launch(*ZERO3, path)
+    assert f"resuming from {out / 'checkpoint-2'}" in again
+    assert [entry["loss"] for entry in losses(out)] == pytest.approx([entry["loss"] for entry in whole], abs=2e-3)
+
+
+def test_zero3_on_real_pairs(shared, config, tmp_path):
+    path = config(
+        dataset_mixer={str(shared / "pairs"): 1.0}, dataset_splits=["train"], use_cpu=None, max_length=256,
+        max_prompt_length=128,
+    )  # fmt: skip
+    launch(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'one'}", "--per_device_train_batch_size=4")
+    launch(*ZERO3, path, f"--output_dir={tmp_path / 'two'}")
+    check_same_losses(losses(tmp_path / "one"), losses(tmp_path / "two"), BF16)
