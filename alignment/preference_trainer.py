@@ -286,4 +286,6 @@ def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: 
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0  # applied as a function, not a layer
     return model

@@ -1,0 +1,42 @@
+# make quickstart   trains a small model on this machine's CPU, end to end
+# make test         runs the tests
+# Both make their own environment in .venv first (Linux, Python 3.11; about 4 GB).
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+TORCH := 2.13.0
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: env quickstart test style quality clean
+
+env: .venv/.complete
+
+# vLLM's CPU build needs torch's CPU build: from what pip is set up to search, else with uv, which knows where it is.
+# torchvision and its kin, which vLLM pulls in, are CUDA builds that break imports beside it; text needs none of them.
+.venv/.complete: setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25"
+	$(BIN)/pip install --quiet torch==$(TORCH)+cpu \
+		|| { $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --torch-backend cpu torch==$(TORCH); }
+	$(BIN)/pip install --quiet --editable ".[cpu,dev]"
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+quickstart: env
+	bash examples/quickstart/run.sh
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+style: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf outputs .pytest_cache .ruff_cache
