@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.11",
     packages=["alignment"],
     package_dir={"alignment": "alignment", "": "scripts"},
-    py_modules=["simpo_config", "simpo_trainer"],
+    py_modules=["simpo_config", "simpo_trainer", "wpo_config", "wpo_trainer"],
     package_data={"alignment": ["chat_templates/*.jinja"]},
     install_requires=[
         "torch>=2.11",

@@ -198,7 +198,7 @@ def follow_machine(values: dict[str, Any], sources: dict[str, str]) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
         if "use_cpu" not in values:
             values["use_cpu"], sources["use_cpu"] = True, "this machine"
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" and values.get("bf16") is not True:
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" and str(values.get("bf16")).lower() != "true":
         if "bf16" in values:
             warn(f"{sources['bf16']}: bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
         values["bf16"], sources["bf16"] = True, "the accelerate configuration"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 
-class TokenLogps(NamedTuple):
+class ResponseLogps(NamedTuple):
     """Log-probabilities of R responses, reduced over each one's label tokens."""
 
     sums: torch.Tensor
@@ -14,6 +14,8 @@ class TokenLogps(NamedTuple):
     """(R,) int64: number of label tokens."""
     mean_logits: torch.Tensor
     """(R,) float32, detached: mean of the logits over the vocabulary and over the sequence's real tokens."""
+    log_weights: torch.Tensor | None = None
+    """(R,) float32, detached: mean over label tokens of log p(y_t) - log sum_v p(v)^2, for `wpo_weights`."""
 
     @property
     def means(self) -> torch.Tensor:
@@ -21,23 +23,31 @@ class TokenLogps(NamedTuple):
         return self.sums / self.lengths
 
 
-def token_logps(logits: torch.Tensor, labels: torch.Tensor, label_pad_token_id: int = -100) -> torch.Tensor:
-    """Log-probability of each label token given what precedes it.
-
-    The logits at position t predict the label at t + 1. Softmax in float32, at label positions only.
+def label_logits(
+    logits: torch.Tensor, labels: torch.Tensor, label_pad_token_id: int = -100
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pick the logits that predict a label: those at position t predict the label at t + 1.
 
     Args:
         logits: (R, T, V), any float dtype.
         labels: (R, T) int64, `label_pad_token_id` where nothing is to be predicted.
 
     Returns:
-        (R, T - 1) float32, zero where the label is `label_pad_token_id`.
+        The N label tokens' logits (N, V) in float32, their labels (N,), and where they are, (R, T - 1) bool.
     """
     labels = labels[:, 1:]
     mask = labels != label_pad_token_id
-    picked = logits[:, :-1][mask].float()  # (number of label tokens, V)
-    logps = picked.gather(1, labels[mask].unsqueeze(1)).squeeze(1) - picked.logsumexp(dim=1)
-    return torch.zeros(labels.shape, dtype=torch.float32, device=logits.device).masked_scatter(mask, logps)
+    return logits[:, :-1][mask].float(), labels[mask], mask
+
+
+def selected_logps(picked: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log softmax of float32 logits (N, V) at labels (N,): (N,)."""
+    return picked.gather(1, labels.unsqueeze(1)).squeeze(1) - picked.logsumexp(dim=1)
+
+
+def row_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum N values, in the order of the true entries of `mask` (R, T), over each row: (R,)."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values).sum(dim=1)
 
 
 def get_batch_logps(
@@ -61,8 +71,9 @@ def get_batch_logps(
         raise ValueError("encoder-decoder models are not supported")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} differ in batch or length")
-    sums = token_logps(logits, labels, label_pad_token_id).sum(dim=1)
-    return sums / (labels[:, 1:] != label_pad_token_id).sum(dim=1) if average_log_prob else sums
+    picked, picked_labels, mask = label_logits(logits, labels, label_pad_token_id)
+    sums = row_sums(selected_logps(picked, picked_labels), mask)
+    return sums / mask.sum(dim=1) if average_log_prob else sums
 
 
 def plain_logps(
@@ -71,15 +82,26 @@ def plain_logps(
     attention_mask: torch.Tensor,
     labels: torch.Tensor,
     label_pad_token_id: int = -100,
-) -> TokenLogps:
+    with_weights: bool = False,
+) -> ResponseLogps:
     """The readable reference: run the model, keep all logits, read off the label tokens.
 
     Args:
         input_ids, attention_mask, labels: (R, T) int64, padded on the right.
+        with_weights: also compute `log_weights`.
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    return TokenLogps(
-        sums=token_logps(logits, labels, label_pad_token_id).sum(dim=1),
-        lengths=(labels[:, 1:] != label_pad_token_id).sum(dim=1),
+    picked, picked_labels, mask = label_logits(logits, labels, label_pad_token_id)
+    logps, lengths = selected_logps(picked, picked_labels), mask.sum(dim=1)
+    log_weights = None
+    if with_weights:
+        with torch.no_grad():
+            # log sum p^2 = logsumexp(2z) - 2 logsumexp(z)
+            log_sum_squares = (2 * picked).logsumexp(dim=1) - 2 * picked.logsumexp(dim=1)
+            log_weights = row_sums(logps - log_sum_squares, mask) / lengths
+    return ResponseLogps(
+        sums=row_sums(logps, mask),
+        lengths=lengths,
         mean_logits=(logits.detach().float().mean(dim=-1) * attention_mask).sum(dim=1) / attention_mask.sum(dim=1),
+        log_weights=log_weights,
     )

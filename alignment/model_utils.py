@@ -1,5 +1,7 @@
 """The tokenizer, the policy in the right precision and attention, and its LoRA or quantization settings."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,7 +181,7 @@ def choose_dtype(model_args: ModelArguments, training_args: TrainingArguments) -
 def load_policy(
     model_args: ModelArguments, training_args: TrainingArguments, checkpoint: str | None = None
 ) -> PreTrainedModel:
-    """Load the model to train; an adapter is merged into its base model.
+    """Load the model to train.
 
     Args:
         checkpoint: what the run resumes from, if anything; it must be of the same architecture.
@@ -188,9 +190,54 @@ def load_policy(
         UserError: no such model, encoder-decoder, float16 weights, another model's checkpoint, or an adapter under
             ZeRO-3.
     """
+    check_architecture(checkpoint, get_model_config(model_args))
+    model = load_model(model_args, choose_dtype(model_args, training_args))
+    model.config.use_cache = not training_args.gradient_checkpointing
+    if model.dtype == torch.bfloat16 and not model_args.use_peft and training_args.learning_rate < 1e-5:
+        warn("bfloat16 weights round small updates away: leave torch_dtype out for learning rates like these")
+    return model
+
+
+def load_reference(
+    model_args: ModelArguments, training_args: TrainingArguments
+) -> Callable[[], PreTrainedModel] | None:
+    """A function that loads the frozen reference model; None when the policy with its adapters off serves.
+
+    The copy is kept in bfloat16 when training is in bf16, which is the precision it is read in anyway.
+
+    Raises:
+        UserError: no such model, or its vocabulary is not the policy's.
+    """
+    name = training_args.ref_model_name_or_path
+    if model_args.use_peft and name is None:
+        return None
+    frozen = replace(model_args, use_peft=False, model_name_or_path=name or model_args.model_name_or_path)
+    check_same_vocabulary(get_model_config(model_args), get_model_config(frozen))
+    dtype = torch.bfloat16 if training_args.bf16 else choose_dtype(model_args, training_args)
+    return lambda: load_model(frozen, dtype)
+
+
+def check_same_vocabulary(policy: PretrainedConfig, reference: PretrainedConfig) -> None:
+    """Refuse a reference model whose token ids mean something else.
+
+    Raises:
+        UserError: the vocabularies differ in size.
+    """
+    sizes = [config.get_text_config().vocab_size for config in (policy, reference)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the reference model {reference._name_or_path} has a vocabulary of {sizes[1]} tokens, "
+            f"the policy one of {sizes[0]}"
+        )
+
+
+def load_model(model_args: ModelArguments, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Load a model with the attention and quantization of the model arguments; an adapter is merged into its base.
+
+    Raises:
+        UserError: no such model, encoder-decoder, float16 weights, or an adapter under ZeRO-3.
+    """
     config = get_model_config(model_args)
-    check_architecture(checkpoint, config)
-    dtype = choose_dtype(model_args, training_args)
     quantization = get_quantization_config(model_args)
     kwargs = {
         "revision": model_args.model_revision,
@@ -198,7 +245,6 @@ def load_policy(
         "trust_remote_code": model_args.trust_remote_code,
         "attn_implementation": choose_attention(model_args.attn_implementation, config.model_type),
         "dtype": dtype,
-        "use_cache": not training_args.gradient_checkpointing,
         "quantization_config": quantization,
         "device_map": get_kbit_device_map() if quantization and not is_deepspeed_zero3_enabled() else None,
     }
@@ -221,8 +267,6 @@ def load_policy(
             raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
     if model.dtype == torch.float16:
         raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
-    if model.dtype == torch.bfloat16 and not model_args.use_peft and training_args.learning_rate < 1e-5:
-        warn("bfloat16 weights round small updates away: leave torch_dtype out for learning rates like these")
     return model
 
 

@@ -25,6 +25,9 @@ class PreferenceConfig(TrainingArguments):
         default=0.0, metadata={"help": "Weight of the chosen responses' cross-entropy, added to the loss."}
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "Assumed share of wrongly ordered pairs, below 0.5."})
+    use_wpo_weighting: bool = field(
+        default=False, metadata={"help": "Weight each pair by how likely the policy itself would write it (WPO)."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     label_pad_token_id: int = field(default=-100, metadata={"help": "Label that marks tokens not to be predicted."})
     padding_value: int | None = field(default=None, metadata={"help": "Id that fills batches (the pad token)."})

@@ -17,24 +17,30 @@ from transformers.trainer_callback import TrainerCallback
 
 from .console import UserError
 from .generations import write_generations
-from .logps import TokenLogps, get_batch_logps, plain_logps
-from .losses import PreferenceLoss
+from .logps import ResponseLogps, get_batch_logps, plain_logps
+from .losses import PreferenceLoss, wpo_weights
 from .model_card import append_objective
 from .preference_config import PreferenceConfig
 from .preference_data import DataReport, tokenize_pairs
+from .reference import Reference
 from .tokenization import PairTokenizer, PreferenceCollator
 
 
-class PolicyOutputs(NamedTuple):
-    """The policy's view of B pairs; every field float32 of shape (B,) unless noted."""
+class PairOutputs(NamedTuple):
+    """What the models say of B pairs; every field float32 of shape (B,) unless noted."""
 
     chosen_logps: torch.Tensor
-    """Per token or summed, as the objective's `average_log_prob` says; in nats."""
+    """Of the policy, per token or summed, as the objective's `average_log_prob` says; in nats."""
     rejected_logps: torch.Tensor
     chosen_nll: torch.Tensor
-    """Scalar: cross-entropy per token over all chosen responses of the batch."""
+    """Scalar: the policy's cross-entropy per token over all chosen responses of the batch."""
     chosen_mean_logits: torch.Tensor
     rejected_mean_logits: torch.Tensor
+    weights: torch.Tensor | None
+    """WPO's weights, detached, when they are asked for."""
+    ref_chosen_logps: torch.Tensor | None
+    """Of the reference model, for objectives that need one."""
+    ref_rejected_logps: torch.Tensor | None
 
 
 class PreferenceTrainer(Trainer):
@@ -46,6 +52,7 @@ class PreferenceTrainer(Trainer):
         train_dataset, eval_dataset: text pairs; they are tokenized here, and pairs that cannot be trained on dropped.
         tokenizer: also accepted as `processing_class`.
         peft_config: wrap the policy in new adapters.
+        ref_model: the reference model, or a function that loads it if it is needed (see `Reference`).
 
     Raises:
         UserError: no pair is left to train on.
@@ -53,6 +60,8 @@ class PreferenceTrainer(Trainer):
 
     average_log_prob: ClassVar[bool]
     """Whether the objective wants log-probabilities per token (True) or summed."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the objective compares with the start model."""
     tags: ClassVar[list[str]]
     """Hub tags; the first one names the objective."""
     paper: ClassVar[str]
@@ -75,6 +84,7 @@ class PreferenceTrainer(Trainer):
         peft_config: Any | None = None,
         compute_metrics: Callable | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None = None,
     ):
         tokenizer = processing_class or tokenizer
         if tokenizer is None or args is None:
@@ -104,9 +114,11 @@ class PreferenceTrainer(Trainer):
             pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
             data_collator = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
 
-        # Sums of batch means since the last log, per phase; reduced over processes when logged.
-        self._metric_sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
-        self._batches_seen = defaultdict(int)
+        # Per phase and metric, the values of the batches since the last log.
+        self._stored_metrics: dict[str, defaultdict[str, list[torch.Tensor]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
         super().__init__(
             model=model,
             args=args,
@@ -122,6 +134,7 @@ class PreferenceTrainer(Trainer):
         )
         self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
+        self.reference = Reference(self, ref_model) if self.needs_reference else None
 
     def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:
         if dataset is None:
@@ -137,8 +150,8 @@ class PreferenceTrainer(Trainer):
     # ---- the objective -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def pair_loss(self, policy: PolicyOutputs, batch: dict[str, torch.Tensor]) -> PreferenceLoss:
-        """The objective: losses and rewards of a batch's pairs."""
+    def pair_loss(self, pairs: PairOutputs) -> PreferenceLoss:
+        """The objective: losses and rewards of a batch's pairs, before any weighting."""
 
     def objective_settings(self) -> dict[str, Any]:
         """The settings that define the objective, for the summary and the model card."""
@@ -151,53 +164,64 @@ class PreferenceTrainer(Trainer):
 
     # ---- forward, loss, metrics ----------------------------------------------------------------------------------
 
-    def token_logps(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> TokenLogps:
+    def response_logps(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], with_weights: bool = False
+    ) -> ResponseLogps:
         """Log-probabilities of 2B responses, the chosen ones first, from one forward pass."""
         # (B, 2, T) to (2B, T): [chosen; rejected]
-        rows = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in batch.items()}
-        return plain_logps(model, **rows, label_pad_token_id=self.args.label_pad_token_id)
+        rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "attention_mask", "labels")}
+        return plain_logps(model, **rows, label_pad_token_id=self.args.label_pad_token_id, with_weights=with_weights)
 
-    def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> PolicyOutputs:
-        """Run the policy once over chosen and rejected together.
+    def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> PairOutputs:
+        """Run the policy once over chosen and rejected together (and the reference, where the objective needs it).
 
         Args:
             batch: what the collator returns.
         """
-        responses = self.token_logps(model, batch)
+        reference = self.reference.logps(model, batch) if self.reference else None
+        responses = self.response_logps(model, batch, with_weights=self.args.use_wpo_weighting)
         logps = responses.means if self.average_log_prob else responses.sums
-        pairs = len(logps) // 2
-        return PolicyOutputs(
-            chosen_logps=logps[:pairs],
-            rejected_logps=logps[pairs:],
-            chosen_nll=-responses.sums[:pairs].sum() / responses.lengths[:pairs].sum(),
-            chosen_mean_logits=responses.mean_logits[:pairs],
-            rejected_mean_logits=responses.mean_logits[pairs:],
+        n = len(logps) // 2
+        weights = responses.log_weights
+        return PairOutputs(
+            chosen_logps=logps[:n],
+            rejected_logps=logps[n:],
+            chosen_nll=-responses.sums[:n].sum() / responses.lengths[:n].sum(),
+            chosen_mean_logits=responses.mean_logits[:n],
+            rejected_mean_logits=responses.mean_logits[n:],
+            weights=None if weights is None else wpo_weights(weights[:n], weights[n:]),
+            ref_chosen_logps=None if reference is None else reference[:n],
+            ref_rejected_logps=None if reference is None else reference[n:],
         )
 
     def get_batch_loss_metrics(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], train_eval: Literal["train", "eval"] = "train"
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of a batch (scalar) and its metrics (scalars on the device; names prefixed in evaluation)."""
-        policy = self.concatenated_forward(model, batch)
-        return self._loss_and_metrics(policy, self.pair_loss(policy, batch), train_eval)
+        pairs = self.concatenated_forward(model, batch)
+        return self._loss_and_metrics(pairs, self.pair_loss(pairs), train_eval)
 
     def _loss_and_metrics(
-        self, policy: PolicyOutputs, pair: PreferenceLoss, train_eval: Literal["train", "eval"]
+        self, pairs: PairOutputs, result: PreferenceLoss, train_eval: Literal["train", "eval"]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss = pair.losses.mean()
         metrics = {}
+        losses = result.losses
+        if pairs.weights is not None:
+            losses = losses * pairs.weights
+            metrics |= {"weights/mean": pairs.weights.mean(), "weights/min": pairs.weights.min()}
+        loss = losses.mean()
         if self.args.sft_weight > 0:
-            loss = loss + self.args.sft_weight * policy.chosen_nll
-            metrics["sft_loss"] = policy.chosen_nll.detach()
+            loss = loss + self.args.sft_weight * pairs.chosen_nll
+            metrics["sft_loss"] = pairs.chosen_nll.detach()
         metrics |= {
-            "rewards/chosen": pair.chosen_rewards.mean(),
-            "rewards/rejected": pair.rejected_rewards.mean(),
-            "rewards/accuracies": (pair.chosen_rewards > pair.rejected_rewards).float().mean(),
-            "rewards/margins": (pair.chosen_rewards - pair.rejected_rewards).mean(),
-            "logps/rejected": policy.rejected_logps.detach().mean(),
-            "logps/chosen": policy.chosen_logps.detach().mean(),
-            "logits/rejected": policy.rejected_mean_logits.mean(),
-            "logits/chosen": policy.chosen_mean_logits.mean(),
+            "rewards/chosen": result.chosen_rewards.mean(),
+            "rewards/rejected": result.rejected_rewards.mean(),
+            "rewards/accuracies": (result.chosen_rewards > result.rejected_rewards).float().mean(),
+            "rewards/margins": (result.chosen_rewards - result.rejected_rewards).mean(),
+            "logps/rejected": pairs.rejected_logps.detach().mean(),
+            "logps/chosen": pairs.chosen_logps.detach().mean(),
+            "logits/rejected": pairs.rejected_mean_logits.mean(),
+            "logits/chosen": pairs.chosen_mean_logits.mean(),
         }
         prefix = "eval_" if train_eval == "eval" else ""
         return loss, {prefix + name: value for name, value in metrics.items()}
@@ -223,32 +247,27 @@ class PreferenceTrainer(Trainer):
         """Evaluate a batch. What `compute_metrics` sees: rewards (B, 2), chosen first, and labels (B,) of zeros."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            policy = self.concatenated_forward(model, inputs)
-            pair = self.pair_loss(policy, inputs)
-            loss, metrics = self._loss_and_metrics(policy, pair, "eval")
+            pairs = self.concatenated_forward(model, inputs)
+            result = self.pair_loss(pairs)
+            loss, metrics = self._loss_and_metrics(pairs, result, "eval")
         self.store_metrics(metrics, "eval")
         if prediction_loss_only:
             return loss, None, None
-        rewards = torch.stack([pair.chosen_rewards, pair.rejected_rewards], dim=1)
+        rewards = torch.stack([result.chosen_rewards, result.rejected_rewards], dim=1)
         return loss, rewards, torch.zeros_like(rewards[:, 0])
 
     def store_metrics(self, metrics: dict[str, torch.Tensor], train_eval: Literal["train", "eval"]) -> None:
-        sums = self._metric_sums[train_eval]
         for name, value in metrics.items():
-            sums[name] = sums[name] + value if name in sums else value
-        self._batches_seen[train_eval] += 1
+            self._stored_metrics[train_eval][name].append(value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean over all processes of the metrics stored since the last log."""
-        train_eval = "train" if "loss" in logs else "eval"
-        sums = self._metric_sums[train_eval]
-        if sums:
-            batches = torch.tensor(self._batches_seen[train_eval], device=self.args.device)
-            local = torch.stack([value.double() for value in [*sums.values(), batches]])
-            *totals, batches = self.accelerator.reduce(local, reduction="sum").tolist()
-            logs.update({name: total / batches for name, total in zip(sums, totals, strict=True)})
-            sums.clear()
-            self._batches_seen[train_eval] = 0
+        """Log, adding what became of the metrics stored since the last log: means (minima) over all processes."""
+        stored = self._stored_metrics["train" if "loss" in logs else "eval"]
+        if stored:
+            gathered = self.accelerator.gather(torch.stack([torch.stack(values) for values in stored.values()], dim=1))
+            for name, values in zip(stored, gathered.float().unbind(dim=1), strict=True):
+                logs[name] = (values.min() if name.endswith("/min") else values.mean()).item()
+            stored.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

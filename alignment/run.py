@@ -111,7 +111,7 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
-        "first loss": f"about {trainer.expected_first_loss():.3f} expected"
+        "first loss": f"{'at most' if args.use_wpo_weighting else 'about'} {trainer.expected_first_loss():.3f} expected"
         + (" before the sft term" if args.sft_weight > 0 else ""),
         "output": str(Path(args.output_dir).resolve()),
     }

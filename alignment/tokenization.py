@@ -118,6 +118,8 @@ class PairTokenizer:
 class PreferenceCollator:
     """Stacks B pairs into tensors of shape (B, 2, T): chosen and rejected of each pair, padded on the right.
 
+    Precomputed reference log-probabilities (column ref_logps) come along as (B, 2).
+
     >>> PreferenceCollator(pad_token_id=0)([
     ...     {"chosen_input_ids": [1, 5, 6], "chosen_labels": [-100, 5, 6],
     ...      "rejected_input_ids": [1, 7], "rejected_labels": [-100, 7]}])
@@ -143,4 +145,6 @@ class PreferenceCollator:
                 batch["input_ids"][pair, which, : len(ids)] = ids
                 batch["attention_mask"][pair, which, : len(ids)] = 1
                 batch["labels"][pair, which, : len(ids)] = torch.tensor(row[f"{name}_labels"])
+        if "ref_logps" in rows[0]:
+            batch["ref_logps"] = torch.tensor([row["ref_logps"] for row in rows], dtype=torch.float32)
         return batch

@@ -3,7 +3,7 @@
 import torch
 
 from alignment.losses import PreferenceLoss, simpo_loss
-from alignment.preference_trainer import PolicyOutputs, PreferenceTrainer
+from alignment.preference_trainer import PairOutputs, PreferenceTrainer
 from simpo_config import SimPOConfig
 
 
@@ -27,8 +27,8 @@ class SimPOTrainer(PreferenceTrainer):
             loss_type=args.loss_type,
         )
 
-    def pair_loss(self, policy: PolicyOutputs, batch: dict[str, torch.Tensor]) -> PreferenceLoss:
-        return self.simpo_loss(policy.chosen_logps, policy.rejected_logps)
+    def pair_loss(self, pairs: PairOutputs) -> PreferenceLoss:
+        return self.simpo_loss(pairs.chosen_logps, pairs.rejected_logps)
 
     def expected_first_loss(self) -> float:
         equal = torch.zeros(1)

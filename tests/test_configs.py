@@ -5,15 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from trl import SFTConfig
 
 from alignment import DataArguments, H4ArgumentParser, ModelArguments
 from alignment.console import UserError
-from alignment.preference_config import PreferenceConfig
 from alignment.run import PAPER_CONFIGS
 from run_simpo import main as run_simpo
 from simpo_config import SimPOConfig
+from wpo_config import WPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 UF = "HuggingFaceH4/ultrafeedback_binarized"
@@ -96,15 +95,26 @@ def test_list_of_paper_configs_is_complete():
     ],
 )
 def test_wpo_configs(name, base, rate, epochs, lengths):
-    values = yaml.safe_load((ROOT / f"training_configs/{name}.yaml").read_text())
-    assert values.pop("beta") == 0.01
-    assert (values["learning_rate"], values["num_train_epochs"], values["model_name_or_path"]) == (rate, epochs, base)
-    assert values["dataset_mixer"] == {UF: 1.0} and values["dataset_splits"] == ["train_prefs", "test_prefs"]
-    assert (values["max_length"], values["max_prompt_length"]) == lengths
-    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 128
-    assert (values["per_device_eval_batch_size"], values["logging_steps"]) == (8, 10)
-    known = {f for cls in (ModelArguments, DataArguments, PreferenceConfig) for f in cls.__dataclass_fields__}
-    assert set(values) <= known
+    model, data, args = parse(f"{ROOT}/training_configs/{name}.yaml", config=WPOConfig)
+    assert (args.beta, args.learning_rate, args.num_train_epochs, args.use_wpo_weighting) == (0.01, rate, epochs, True)
+    assert model.model_name_or_path == base and data.dataset_mixer == {UF: 1.0}
+    assert data.dataset_splits == ["train_prefs", "test_prefs"]
+    assert (args.max_length, args.max_prompt_length) == lengths
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 128
+    assert (args.per_device_eval_batch_size, args.logging_steps) == (8, 10)
+    check_common(name, model, data, args)
+
+
+@pytest.mark.parametrize(("simpo", "rate"), zip(SIMPO, [5e-7, 5e-7, 5e-7, 7e-7, 3e-7, 5e-7], strict=True))
+def test_dpo_configs(simpo, rate):
+    name = simpo.replace("simpo", "dpo")
+    model, data, args = parse(f"{ROOT}/training_configs/dpo/{name}.yaml", config=WPOConfig)
+    assert (args.beta, args.learning_rate, args.use_wpo_weighting) == (0.01, rate, False)
+    base = SIMPO[simpo]
+    assert (model.model_name_or_path, next(iter(data.dataset_mixer))) == base[:2]
+    assert (args.max_length, args.max_prompt_length) == base[-2:]
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 4 == 128
+    check_common(name, model, data, args)
 
 
 def test_sft_config():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from alignment.logps import get_batch_logps, plain_logps, token_logps
-from alignment.losses import simpo_loss
+from alignment.logps import get_batch_logps, plain_logps
+from alignment.losses import dpo_loss, simpo_loss, wpo_weights
 
 # beta (chosen - rejected - ratio): 2 (-1 + 2 - 0.5) = 1 and 2 (-3 + 1.5 - 0.5) = -4
 CHOSEN, REJECTED = torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -1.5])
@@ -47,7 +47,6 @@ def test_logps_by_hand():
     logits[0, 0, 1] = 2.0
     labels = torch.tensor([[-100, 1, 2, -100]])
     first, second = 2 - math.log(math.e**2 + 2), -math.log(3)
-    torch.testing.assert_close(token_logps(logits, labels), torch.tensor([[first, second, 0.0]]))
     torch.testing.assert_close(get_batch_logps(logits, labels), torch.tensor([(first + second) / 2]))
     torch.testing.assert_close(get_batch_logps(logits, labels, average_log_prob=False), torch.tensor([first + second]))
 
@@ -76,15 +75,64 @@ def test_padding_changes_no_result(model_folder):
     ids = torch.randint(5, 300, (1, 20))
     labels = ids.clone()
     labels[:, :8] = -100
-    alone = plain_logps(model, ids, torch.ones_like(ids), labels)
+    alone = plain_logps(model, ids, torch.ones_like(ids), labels, with_weights=True)
     pad = torch.full((1, 9), 3)
     padded = plain_logps(
         model,
         torch.cat([ids, pad], 1),
         torch.cat([torch.ones_like(ids), torch.zeros_like(pad)], 1),
         torch.cat([labels, torch.full_like(pad, -100)], 1),
+        with_weights=True,
     )
-    for name in alone._fields:
+    for name in ("sums", "lengths", "mean_logits", "log_weights"):
         torch.testing.assert_close(getattr(padded, name), getattr(alone, name))
     assert alone.lengths.tolist() == [12]
     torch.testing.assert_close(alone.means, alone.sums / 12)
+
+
+def test_dpo():
+    result = dpo_loss(
+        torch.tensor([-10.0, -20.0]), torch.tensor([-12.0, -15.0]), torch.tensor([-11.0, -18.0]),
+        torch.tensor([-11.0, -16.0]), beta=0.5,
+    )  # fmt: skip
+    # h = (2 - 0) and (-5 + 2); log(1 + e^-1) = 0.3132617, log(1 + e^1.5) = 1.7014133
+    torch.testing.assert_close(result.losses, torch.tensor([0.3132617, 1.7014133]))
+    torch.testing.assert_close(result.chosen_rewards, torch.tensor([0.5, -1.0]))
+    torch.testing.assert_close(result.rejected_rewards, torch.tensor([-0.5, 0.5]))
+    smooth = dpo_loss(*(torch.tensor([v]) for v in (-10.0, -12.0, -11.0, -11.0)), beta=0.5, label_smoothing=0.2)
+    torch.testing.assert_close(smooth.losses, torch.tensor([0.8 * 0.3132617 + 0.2 * 1.3132617]))
+
+
+def test_wpo_weights():
+    weights = wpo_weights(torch.tensor([-0.5, 0.4]), torch.tensor([-0.25, -0.1]))
+    torch.testing.assert_close(weights, torch.tensor([0.4723666, 1.0]))  # e^-0.75; e^0.3 is clamped
+
+
+class Fixed(torch.nn.Module):
+    """A model whose logits are given."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, **_):
+        return self
+
+
+def test_log_weights_by_hand_and_without_gradient():
+    # p = (1/2, 1/4, 1/4) at the only label token, sum p^2 = 3/8: log(1/4) - log(3/8) = log(2/3)
+    model = Fixed(torch.tensor([[[2.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]).log())
+    responses = plain_logps(
+        model, torch.tensor([[0, 1]]), torch.ones(1, 2), torch.tensor([[-100, 1]]), with_weights=True
+    )
+    torch.testing.assert_close(responses.log_weights, torch.tensor([math.log(2 / 3)]))
+    assert not responses.log_weights.requires_grad and responses.sums.requires_grad
+    assert not wpo_weights(responses.sums, responses.sums).requires_grad
+
+
+def test_log_weights_of_a_uniform_model_are_zero():
+    """Sampled alignment: a token as likely as the model's average token counts fully."""
+    model = Fixed(torch.zeros(1, 6, 11))
+    ids = torch.arange(6)[None]
+    responses = plain_logps(model, ids, torch.ones(1, 6), ids, with_weights=True)
+    torch.testing.assert_close(responses.log_weights, torch.zeros(1), atol=1e-6, rtol=0)

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, losses, make_pairs, run_script, write_jsonl
+from recorded import check_recorded_run
 from safetensors.torch import load_file
-from test_tokenization import sha
 from tiny_models import tiny_model, tiny_tokenizer
 
+import run_simpo
 from run_simpo import main
 
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
@@ -32,55 +33,7 @@ def run(monkeypatch, *argv: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama3", "llama3-v2", "llama3-sft", "mistral"])
 def test_recorded_run(shared, tmp_path, monkeypatch, name):
-    """The command line, given the original's YAML unmodified, computes what the original computed."""
-    for folder in ("configs", "models", "pairs"):
-        (tmp_path / folder).symlink_to(shared / "golden" / folder)
-    monkeypatch.chdir(tmp_path)
-    trainers = record_trainers(monkeypatch)
-    run(monkeypatch, f"configs/{name}.yaml")
-    record = json.loads((shared / "golden" / "records" / f"{name}.json").read_text())
-    trainer = trainers[0]
-
-    for split, dataset in (("train", trainer.train_dataset), ("test", trainer.eval_dataset)):
-        columns = ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
-        assert [sha([row[c] for c in columns]) for row in dataset] == record["rows"][split]["sha"]
-
-    state = json.loads((tmp_path / "out" / name / "trainer_state.json").read_text())
-    expected = [entry for entry in record["trainer_log"] if "train_loss" not in entry]
-    found = [entry for entry in state["log_history"] if "train_loss" not in entry]
-    assert len(found) == len(expected) == 23
-    for theirs, ours in zip(expected, found, strict=True):
-        # logits/* are means over other positions (no padding); the old library logged the next step's learning rate
-        names = [n for n in theirs if "logits/" not in n and n != "learning_rate" and not n.endswith("_runtime")]
-        for metric in names:
-            if "_per_second" not in metric:
-                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-6), (metric, theirs["step"])
-    for micro_batch, expected in zip(trainer.micro_batch_losses, record["steps"], strict=True):
-        assert micro_batch == pytest.approx(expected["loss"], rel=1e-3)
-    weights = load_file(tmp_path / "out" / name / "model.safetensors")
-    norm = torch.stack([w.double().norm() for w in weights.values()]).norm().item()
-    assert norm == pytest.approx(record["final_norm"], rel=1e-4)
-
-
-def record_trainers(monkeypatch) -> list:
-    """Keep the trainers that run_simpo makes, each with the losses of its micro-batches in order."""
-    import run_simpo
-
-    trainers = []
-
-    class Recorded(run_simpo.SimPOTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.micro_batch_losses = []
-            trainers.append(self)
-
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
-            self.micro_batch_losses.append(loss.item())
-            return loss
-
-    monkeypatch.setattr(run_simpo, "SimPOTrainer", Recorded)
-    return trainers
+    check_recorded_run(shared, tmp_path, monkeypatch, run_simpo, "SimPOTrainer", name)
 
 
 def test_recorded_initial_logps(shared):
