@@ -92,9 +92,7 @@ def check_coverage(path: str, model: str, rows: list[Row], order: list[str] | No
     if not count - MOST_MISSING <= len(rows) <= count:
         raise UserError(f"{path}: {len(rows)} rows of {model}, AlpacaEval 2 has {count} instructions; {remedy}")
     if order is not None and known < len(rows):
-        warn(
-            f"{model}: {len(rows) - known} instructions differ from the benchmark's; rows are taken in the file's order"
-        )
+        warn(f"{model}: {len(rows) - known} instructions are not the benchmark's; rows stay in the file's order")
     if len(rows) < count:
         warn(f"{model}: {count - len(rows)} of {count} instructions are missing, as in some published annotations")
 

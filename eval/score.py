@@ -1,7 +1,7 @@
 """Turn judgments into the numbers of the tables.
 
     python eval/score.py alpacaeval2 annotations.json --reference_data data/alpacaeval2 --output scores.json
-    python eval/score.py arenahard model_judgment/gpt-4-1106-preview/my-model.jsonl --answers model_answer/my-model.jsonl
+    python eval/score.py arenahard model_judgment/gpt-4-1106-preview/mine.jsonl --answers model_answer/mine.jsonl
     python eval/score.py mt-bench model_judgment/gpt-4_single.jsonl
 
 FILE (.json or .jsonl, also .gz) is what the official tools write:

@@ -25,9 +25,15 @@ def plot_win_rates(path: Path, title: str, scores: dict[str, Row], published: li
         axes.scatter([p.length for p in published], [p.win_rate for p in published], s=14, color=GREY, zorder=1)
         for point in published:
             if LABELLED.search(point.name) and point.name not in scores:
-                place = (point.length, point.win_rate)
                 axes.annotate(
-                    point.name, place, xytext=(5, -3), textcoords="offset points", fontsize=7, color="#777777"
+                    point.name,
+                    (point.length, point.win_rate),
+                    xytext=(-6, -3),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=7,
+                    color="#555555",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
                 )
     for number, (model, score) in enumerate(list(scores.items())[:MOST_MODELS]):
         colour = COLOURS[number]
