@@ -87,16 +87,19 @@ def main() -> None:
     args = H4ArgumentParser(DecodeArguments).parse()
     prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit)
     tokenizer = load_tokenizer(args)
-    folder = Path(args.output_dir)
-    lock = lock_folder(folder)
-    check_settings(folder / SETTINGS, settings_of(args, tokenizer.chat_template), has_output(folder))
+    with lock_folder(Path(args.output_dir)):
+        decode(args, prompts, tokenizer)
 
+
+def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
+    """Answer what earlier runs left, then write each seed's file."""
+    folder = Path(args.output_dir)
+    check_settings(folder / SETTINGS, settings_of(args, tokenizer.chat_template), has_output(folder))
     done = finished_responses(folder, args.seed)
     skipped = {row["prompt"] for row in read_skipped(folder)}
     pending = [prompt for prompt in prompts if prompt not in skipped and any(prompt not in done[s] for s in args.seed)]
-    say(
-        f"{len(prompts)} prompts x {len(args.seed)} seeds, {sum(p in done[s] for p in prompts for s in args.seed)} done"
-    )
+    finished = sum(prompt in done[seed] for prompt in prompts for seed in args.seed)
+    say(f"{len(prompts)} prompts x {len(args.seed)} seeds: {finished} responses done before")
     if pending:
         formatted = format_prompts(tokenizer, pending)
         engine = engine_settings(
@@ -114,7 +117,6 @@ def main() -> None:
         write_json(folder / f"output_{seed}.json", [done[seed][prompt] for prompt in sorted(done[seed])])
         say(f"{folder / f'output_{seed}.json'}: {len(done[seed])} responses")
     remove_journals(folder, args.seed)
-    lock.release()
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:
@@ -251,12 +253,11 @@ def engine_environments(count: int, gpus_each: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(names[r * gpus_each : (r + 1) * gpus_each])} for r in range(count)]
 
 
-@command
 def run_child(*job: Any) -> None:
     """An engine's own process: ends with its parent, so that no orphan writes beside the next run."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    run_engine(*job)
+    command(lambda: run_engine(*job))()
 
 
 def run_engine(

@@ -48,9 +48,8 @@ def main() -> None:
     joined, counts = join_by_prompt(rows, args.drop_truncated)
     if not joined:
         raise UserError(f"{folder}: no prompt is left ({describe(counts)}); decode more seeds, or relax the options")
-    lock = lock_folder(folder)
-    write_json(folder / "all_outputs.json", joined)
-    lock.release()
+    with lock_folder(folder):
+        write_json(folder / "all_outputs.json", joined)
     say(f"{folder / 'all_outputs.json'}: seeds {', '.join(map(str, files))}; {describe(counts)}")
 
 

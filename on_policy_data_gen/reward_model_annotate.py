@@ -19,6 +19,7 @@ import math
 import random
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -85,19 +86,26 @@ class AnnotateArguments:
 def main() -> None:
     args = H4ArgumentParser(AnnotateArguments).parse()
     rows, counts = load_rows(args)
-    folder = Path(args.output_dir)
     from accelerate import PartialState
 
     from reward_models import load_reward_model
 
     state = PartialState(timeout=timedelta(days=7))  # a process that is done waits for the slowest
     model = load_reward_model(args.reward_model, args.trust_remote_code)
+    with lock_folder(Path(args.output_dir)) if state.is_main_process else nullcontext():
+        annotate(model, rows, counts, args, state)
+    state.destroy_process_group()
+
+
+def annotate(
+    model: Any, rows: dict[str, list[dict[str, Any]]], counts: Counter[str], args: AnnotateArguments, state: Any
+) -> None:
+    """Score this process's share; the main process then puts the scores together and writes the results."""
+    folder = Path(args.output_dir)
     if state.is_main_process:
-        lock = lock_folder(folder)
         earlier = any(Journal.read(folder, "scores.*.jsonl"))
         check_settings(folder / SETTINGS, settings_of(args), earlier)
     state.wait_for_everyone()
-
     everything = [row for split in rows.values() for row in split]
     score_share(model, everything, args, state)
     state.wait_for_everyone()
@@ -110,9 +118,6 @@ def main() -> None:
         from summary import write_summary
 
         say(write_summary(folder, everything, [row for split in pairs.values() for row in split], counts))
-        lock.release()
-    state.wait_for_everyone()
-    state.destroy_process_group()
 
 
 def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
@@ -169,7 +174,12 @@ def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments,
     def is_done(unit: tuple[str, ...]) -> bool:
         return unit_key(unit) in done
 
-    with tqdm(total=sum(map(len, units)), desc="scoring", unit="response", disable=not state.is_main_process) as bar:
+    with tqdm(
+        total=sum(len(set(chunk)) for chunk in units),
+        desc="scoring",
+        unit="response",
+        disable=not state.is_main_process,
+    ) as bar:
         for chunk in units:
             for batch in score_batches(model, chunk, args.batch_tokens, is_done):
                 values = {unit_key(unit): value for unit, value in batch if math.isfinite(value)}
@@ -203,6 +213,8 @@ def assemble(model: Any, row: dict[str, Any], scores: dict[str, float]) -> list[
 def make_pairs(rows: list[dict[str, Any]], args: AnnotateArguments, counts: Counter[str]) -> list[dict[str, Any]]:
     """Choose a pair per prompt; count what is dropped and why."""
     pairs = []
+    for what in ("kept", "dropped: all scores identical", "dropped: margin below min_margin"):
+        counts[f"pairs {what}"] += 0  # shown even when there are none
     for row in rows:
         pair = select(row, args)
         if pair is None:
@@ -236,8 +248,9 @@ def write_results(
     Raises:
         UserError: too few pairs are left for two splits.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, disable_progress_bars
 
+    disable_progress_bars()
     splits = pairs if "test" in pairs else split_pairs(pairs["train"], args.test_fraction)
     if empty := [split for split in ("train", "test") if not splits[split]]:
         raise UserError(f"no pairs are left for the {empty[0]} split: give more prompts, or lower min_margin")

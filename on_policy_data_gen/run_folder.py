@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from alignment.console import UserError
 JOURNALS = "journal"
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Create the folder and hold it until the process ends, however it ends.
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create the folder and hold it; the lock goes with the process, however that ends.
 
     Raises:
         UserError: another run holds it, or it cannot be written.
@@ -32,7 +34,10 @@ def lock_folder(folder: Path) -> FileLock:
         raise UserError(f"{folder}: another run is writing to this folder; wait for it, or choose another") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error}") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> None:

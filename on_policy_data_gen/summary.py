@@ -56,12 +56,12 @@ def describe(
     chosen, rejected = lengths["chosen"], lengths["rejected"]
     lines = [
         f"{len(rows)} prompts, {sum(len(row['all_rm_scores']) for row in rows)} responses scored",
-        *(f"{count} {what}" for what, count in counts.items() if count),
+        *(f"{count} {what}" for what, count in counts.items()),
         "median score by rank, best first: " + ", ".join(f"{np.median(scores):.4g}" for scores in ranks),
         f"margin chosen - rejected: median {middle:.4g}, 10 % below {low:.4g}, 10 % above {high:.4g}",
         f"length in characters: chosen median {np.median(chosen):.0f}, rejected median {np.median(rejected):.0f}; "
-        f"the chosen response is the longer one in {np.mean(chosen > rejected):.0%} of the pairs, "
-        f"as long in {np.mean(chosen == rejected):.0%}",
+        f"the chosen response is the longer one in {100 * np.mean(chosen > rejected):.0f} % of the pairs, "
+        f"as long in {100 * np.mean(chosen == rejected):.0f} %",
     ]
     return "\n".join(lines)
 
@@ -70,7 +70,8 @@ def draw(
     path: Path, ranks: list[np.ndarray], margins: np.ndarray, lengths: dict[str, np.ndarray], counts: Counter[str]
 ) -> None:
     figure, ((scores, margin), (length, kept)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    figure.suptitle(f"Preference pairs by reward model: {len(margins)} pairs", fontsize=15)
+    figure.get_layout_engine().set(h_pad=0.2, w_pad=0.1)
+    figure.suptitle(f"{len(margins)} preference pairs by reward-model score", fontsize=15)
 
     scores.boxplot(
         ranks,
@@ -100,16 +101,17 @@ def draw(
         yscale="log",
         xlim=limits,
         ylim=limits,
-        title=f"Length: chosen is longer in {np.mean(chosen > rejected):.0%}",
+        title=f"Length: the chosen response is longer in {100 * np.mean(chosen > rejected):.0f} % of the pairs",
         xlabel="rejected, characters",
         ylabel="chosen, characters",
     )
     length.legend(frameon=False, loc="upper left")
 
-    shown = [(what, count) for what, count in counts.items() if count][::-1]
-    bars = kept.barh([what.replace(": ", ":\n") for what, _ in shown], [count for _, count in shown], color=BLUE)
+    shown = list(counts.items())[::-1]
+    bars = kept.barh([what.replace(": ", ":\n") for what, _ in shown], [n for _, n in shown], height=0.5, color=BLUE)
     kept.bar_label(bars, padding=4)
     kept.margins(x=0.15)
+    kept.set_ylim(-0.6, len(shown) - 0.4)
     kept.set(title="Kept and dropped", xlabel="number")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,378 @@
+"""on_policy_data_gen/decode.py on a real engine: seeds, BOS, kills and restarts, shares; and what it refuses."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_pairs, run_script, write_jsonl
+from tiny_models import tiny_llama, tiny_tokenizer
+
+from decode import DecodeArguments, format_prompts, load_tokenizer, main, noise_seed
+from prompts import load_prompts
+from run_folder import Journal, lock_folder, read_rows
+from vllm_engine import engine_settings, start_engine
+
+DECODE = str(ROOT / "on_policy_data_gen" / "decode.py")
+SEEDS = [13, 21, 42, 79, 100]
+PROMPTS = [f"What is {i} plus {i % 7}?" + " Please think about it." * (i % 4) for i in range(30)]
+TOO_LONG = "Why is that so? " * 100
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> str:
+    """A model whose tokenizer adds BOS by itself, beside the one in the template."""
+    return tiny_llama(tmp_path_factory.mktemp("decode") / "llama", tokenizer=tiny_tokenizer(adds_bos=True))
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory) -> str:
+    rows = [{"prompt": prompt} for prompt in [*PROMPTS, TOO_LONG]]
+    random.Random(0).shuffle(rows)
+    return str(write_jsonl(tmp_path_factory.mktemp("decode_data") / "prompts.jsonl", rows))
+
+
+def command(llama: str, prompt_file: str, folder: Path, *seeds: int) -> list[str]:
+    settings = ["--max_tokens", "160", "--max_model_len", "512", "--dtype", "float32"]
+    names = ["--model", llama, "--data_dir", prompt_file, "--output_dir", str(folder)]
+    return [sys.executable, DECODE, *names, *settings, "--seed", *map(str, seeds or SEEDS)]
+
+
+@pytest.fixture(scope="module")
+def five_seeds(llama, prompt_file, tmp_path_factory) -> Path:
+    """The folder of one run with five seeds."""
+    folder = tmp_path_factory.mktemp("five") / "out"
+    result = run_script(*command(llama, prompt_file, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("output_*.json")}
+
+
+class Started:
+    """decode.py in a process of its own, forked from one that has imported vLLM already: that is what takes long."""
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["decode", "alignment.model_utils", "vllm.v1.engine.llm_engine"])
+
+    def __init__(self, *argvs: list[str]):
+        self.process = self.context.Process(target=run_in_turn, args=(argvs,))
+        self.process.start()
+
+    def finish(self) -> None:
+        self.process.join(300)
+        assert self.process.exitcode == 0
+
+
+def run_in_turn(argvs: list[list[str]]) -> None:
+    torch.set_num_threads(1)
+    for argv in argvs:
+        sys.argv = argv
+        main()
+
+
+# ---- on the engine ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_five_seeds_in_one_engine_are_five_runs(five_seeds, llama, prompt_file, tmp_path):
+    Started(*(command(llama, prompt_file, tmp_path / f"out_{seed}", seed)[1:] for seed in SEEDS)).finish()
+    together = contents(five_seeds)
+    assert sorted(together) == sorted(f"output_{seed}.json" for seed in SEEDS)
+    for seed in SEEDS:
+        assert contents(tmp_path / f"out_{seed}") == {f"output_{seed}.json": together[f"output_{seed}.json"]}
+    assert len(set(together.values())) == len(SEEDS)
+
+
+@pytest.mark.slow
+def test_output_fields_and_order(five_seeds):
+    for seed in SEEDS:
+        rows = json.loads((five_seeds / f"output_{seed}.json").read_text())
+        assert [row["prompt"] for row in rows] == sorted(PROMPTS)
+        for row in rows:
+            assert list(row) == ["prompt", "format_prompt", "generated_text", "finish_reason", "num_tokens"]
+            assert row["format_prompt"] == (
+                f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{row['prompt']}<|eot_id|>"
+                "<|start_header_id|>assistant<|end_header_id|>\n\n"
+            )
+            assert 1 <= row["num_tokens"] <= 160
+            assert row["finish_reason"] == "length" if row["num_tokens"] == 160 else "stop"
+    assert not list((five_seeds / "journal").iterdir())
+
+
+@pytest.mark.slow
+def test_prompts_have_noise_of_their_own(five_seeds):
+    """The original's shared seed made a seed's responses open alike; ours differ from prompt to prompt."""
+    for seed in SEEDS:
+        rows = json.loads((five_seeds / f"output_{seed}.json").read_text())
+        openings = [row["generated_text"][:2] for row in rows]
+        assert max(map(openings.count, openings)) < len(rows) / 2
+
+
+@pytest.mark.slow
+def test_too_long_prompts_are_skipped_and_listed(five_seeds):
+    rows = json.loads((five_seeds / "skipped_prompts.json").read_text())
+    assert [row["prompt"] for row in rows] == [TOO_LONG]
+    assert rows[0]["num_tokens"] >= 512
+
+
+@pytest.mark.slow
+def test_finished_run_does_nothing_again(five_seeds, llama, prompt_file, tmp_path, monkeypatch, capfd):
+    folder = shutil.copytree(five_seeds, tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", command(llama, prompt_file, folder, 21, 13)[1:])
+    main()
+    assert "engine" not in capfd.readouterr().err
+    assert contents(folder) == contents(five_seeds)
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments(five_seeds, llama, prompt_file, tmp_path):
+    chance, folder, kills = random.Random(), tmp_path / "out", [0]
+    for attempt in range(5):
+        process = Started(command(llama, prompt_file, folder)[1:]).process
+        # the first one while the engine starts, the others after some more responses
+        start, delay, more = time.time(), chance.uniform(0, 4), chance.randint(1, 20)
+        while process.is_alive():
+            if time.time() - start >= delay if attempt == 0 else count_finished(folder) - kills[-1] >= more:
+                break
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        kills.append(count_finished(folder))
+        assert process.exitcode == -signal.SIGKILL, kills
+        assert not contents(folder)
+    journal = next((folder / "journal").glob("*.jsonl"))
+    with journal.open("a") as file:  # as a kill in the middle of a write leaves it
+        file.write('{"prompt": "What is 3 pl')
+    Started(command(llama, prompt_file, folder)[1:]).finish()
+    assert 0 < kills[-1] < len(PROMPTS) * len(SEEDS)
+    assert contents(folder) == contents(five_seeds)
+
+
+def count_finished(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in (folder / "journal").glob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_engines_share_the_prompts(five_seeds, llama, prompt_file, tmp_path):
+    """... started from another directory, with the settings in a YAML."""
+    config = {"model": llama, "max_tokens": 160, "max_model_len": 512, "dtype": "float32", "seed": 5}
+    (tmp_path / "config.yaml").write_text(json.dumps(config | {"data_dir": prompt_file, "output_dir": "out"}))
+    argv = ["config.yaml", "--seed=13", "--data_parallel_size", "2"]
+    result = run_script(sys.executable, DECODE, *argv, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "engine 0" in result.stderr and "engine 1" in result.stderr
+    assert contents(tmp_path / "out") == {"output_13.json": contents(five_seeds)["output_13.json"]}
+
+
+def run_probe(llama: str, answer: Path) -> None:
+    """Write the token ids that the engine has for two prompts, under a template with BOS and one without."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    prompts = ["Hello", "say <|begin_of_text|> and <|eot_id|>"]
+    engine = start_engine(engine_settings(llama, "float32", 512, 1, None, False))
+    for template in (None, "{% for m in messages %}[{{ m.content }}]{% endfor %}"):
+        args = DecodeArguments(model=llama, chat_template=template)
+        for prompt, (_, ids) in format_prompts(load_tokenizer(args), prompts).items():
+            engine.add_request(f"{prompt} {template}", tokens_input(ids), SamplingParams(max_tokens=1, seed=0))
+    seen = []
+    while engine.has_unfinished_requests():
+        seen += [(output.request_id, list(output.prompt_token_ids)) for output in engine.step()]
+    answer.write_text(json.dumps(sorted(seen)))
+
+
+@pytest.mark.slow
+def test_one_bos_reaches_the_engine(llama, tmp_path):
+    process = Started.context.Process(target=run_probe, args=(llama, tmp_path / "seen.json"))
+    process.start()
+    process.join(120)
+    seen = dict(json.loads((tmp_path / "seen.json").read_text()))
+    tokenizer = tiny_tokenizer()
+    assert len(seen) == 4
+    for name, ids in seen.items():
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert ids.count(tokenizer.eos_token_id) == ("None" in name)  # the template's own; quoted ones are text
+        assert ("say <|begin_of_text|> and <|eot_id|>" if name.startswith("say") else "Hello") in tokenizer.decode(ids)
+
+
+# ---- without an engine --------------------------------------------------------------------------------------------
+
+
+def test_noise_comes_from_seed_and_prompt():
+    seeds = {noise_seed(seed, prompt, shared=False) for seed in SEEDS for prompt in PROMPTS}
+    assert len(seeds) == len(SEEDS) * len(PROMPTS)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert noise_seed(13, "a", False) == noise_seed(13, "a", False)
+    assert {noise_seed(13, prompt, shared=True) for prompt in PROMPTS} == {13}
+
+
+def test_prompts_are_the_sorted_set_of_a_preference_column(tmp_path):
+    rows = make_pairs(5) + make_pairs(3)
+    write_jsonl(tmp_path / "data" / "train.jsonl", rows)
+    prompts = load_prompts(str(tmp_path / "data"), "train", "prompt")
+    assert prompts == sorted({row["prompt"] for row in rows})
+    assert load_prompts(str(tmp_path / "data"), "train", "prompt", limit=2) == prompts[:2]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "strings.jsonl", "p.csv", "p.parquet"])
+def test_prompts_from_a_file(tmp_path, name):
+    from datasets import Dataset
+
+    path, rows = tmp_path / name, [{"prompt": "b\u2028c", "id": 1}, {"prompt": "a", "id": 2}]
+    if path.suffix == ".jsonl":
+        items = [row["prompt"] for row in rows] if name == "strings.jsonl" else rows
+        path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(str(path))
+    assert load_prompts(str(path), "train_prefs", "prompt") == ["a", "b\u2028c"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"question": "a"}], ["prompt_column", "'prompt'", "question"]),
+        ([{"prompt": "a"}, {"prompt": "  "}], ["row 1", "empty"]),
+        ([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}], ["row 2", "repeats", "row 0"]),
+        ([{"prompt": "a"}, {"prompt": ["b"]}], ["row 1", "text", "list"]),
+        ([{"prompt": "a"}, {"id": 3}], ["row 1", "NoneType"]),
+        ([{"prompt": "\ud800"}], ["row 0", "Unicode"]),
+        (["a", {"prompt": "b"}], ["objects", "plain strings"]),
+        ([], ["holds no prompts"]),
+    ],
+)
+def test_bad_prompts(fails, tmp_path, rows, words):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(rows))
+    error = fails(main, "--data_dir", str(path), "--model", "none", "--output_dir", str(tmp_path / "out"))
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_settings(fails, tmp_path, llama, prompt_file):
+    out = ["--output_dir", str(tmp_path / "out")]
+    data = ["--data_dir", prompt_file]
+    assert "seed" in fails(main, *out, *data, "--seed", "13", "13")
+    assert "max_tokens" in fails(main, *out, *data, "--max_tokens", "0")
+    assert "temperature" in fails(main, *out, *data, "--temperature", "-1")
+    assert "did you mean max_tokens" in fails(main, *out, *data, "--max_token", "3")
+    assert "nowhere" in fails(main, *out, *data, "--model", str(tmp_path / "nowhere"))
+    assert "data_dir" in fails(main, *out, "--data_dir", str(tmp_path / "nothing_here"))
+    assert "chat_template" in fails(main, *out, *data, "--model", llama, "--chat_template", "llama4")
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text('{"prompt": "a"}\n{"prompt": "b')
+    assert "line 2: not JSON" in fails(main, *out, "--data_dir", str(cut))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_settings_that_the_engine_refuses(fails, tmp_path, llama, prompt_file):
+    argv = ["--output_dir", str(tmp_path / "out"), "--data_dir", prompt_file, "--model", llama]
+    assert "attention_backend: 'FLASHY'" in fails(main, *argv, "--attention_backend", "FLASHY")
+    assert "max_model_len" in fails(main, *argv, "--max_model_len", "5000")
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["decode_settings.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--temperature", "0.7"], ["temperature was 0.8, now 0.7"]),
+        (["--max_tokens", "32", "--shared_seed"], ["max_tokens was 160, now 32", "shared_seed was false, now true"]),
+        (["--chat_template", "zephyr"], ["chat_template was"]),
+    ],
+)
+def test_other_settings_in_a_folder_with_output(fails, five_seeds, llama, prompt_file, change, words):
+    before = contents(five_seeds)
+    error = fails(main, *command(llama, prompt_file, five_seeds)[2:], *change)
+    assert all(word in error for word in words), error
+    assert contents(five_seeds) == before
+
+
+@pytest.mark.slow
+def test_another_model_under_the_same_name(fails, five_seeds, prompt_file, tmp_path, llama):
+    folder = shutil.copytree(five_seeds, tmp_path / "out")
+    retrained = Path(shutil.copytree(llama, tmp_path / "llama"))
+    error = fails(main, *command(str(retrained), prompt_file, folder)[2:])
+    assert "model was" in error and "weights" not in error
+    record = json.loads((folder / "decode_settings.json").read_text())
+    (folder / "decode_settings.json").write_text(json.dumps(record | {"model": str(retrained)}))
+    tiny_llama(retrained, tokenizer=tiny_tokenizer(adds_bos=True), seed=1)
+    assert "weights was" in fails(main, *command(str(retrained), prompt_file, folder)[2:])
+
+
+def test_output_of_unknown_settings(fails, tmp_path, llama, prompt_file):
+    (tmp_path / "output_13.json").write_text("[]")
+    assert "without a record" in fails(main, *command(llama, prompt_file, tmp_path, 13)[2:])
+
+
+def test_second_run_in_the_same_folder(fails, tmp_path, llama, prompt_file):
+    with lock_folder(tmp_path):
+        error = fails(main, *command(llama, prompt_file, tmp_path, 13)[2:])
+    assert "another run" in error and str(tmp_path) in error
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_journal_survives_a_torn_line(tmp_path):
+    Journal(tmp_path / "journal" / "x.jsonl").append({"a": 1}, {"a": "\u00e9"})
+    with (tmp_path / "journal" / "x.jsonl").open("ab") as file:
+        file.write(b'{"a": "\xc3')
+    assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}]
+    Journal(tmp_path / "journal" / "x.jsonl").append({"a": 3})
+    assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}, {"a": 3}]
+
+
+def test_scripts_start_fast():
+    """Neither torch nor vLLM nor datasets is imported before the arguments are checked."""
+    code = (
+        "import sys; sys.path.insert(0, 'on_policy_data_gen'); "
+        "import decode, post_process, reward_model_annotate as annotate; "
+        "from alignment import H4ArgumentParser; "
+        "H4ArgumentParser(decode.DecodeArguments).parse([]); "
+        "print({'torch', 'vllm', 'datasets', 'matplotlib'} & set(sys.modules))"
+    )
+    result = run_script(sys.executable, "-c", code)
+    assert result.stdout.strip() == "set()", result.stdout + result.stderr
+
+
+def test_original_defaults():
+    from post_process import PostProcessArguments
+    from reward_model_annotate import AnnotateArguments
+
+    args = DecodeArguments()
+    assert (args.data_dir, args.model) == ("HuggingFaceH4/ultrafeedback_binarized", "google/gemma-2-9b-it")
+    assert (args.temperature, args.top_p, args.max_tokens, args.seed) == (0.8, 0.95, 4096, [42])
+    assert (args.output_dir, args.split) == ("datasets/gemma2_ultrafeedback", "train_prefs")
+    assert PostProcessArguments().generation_file_dir == "datasets/gemma2_ultrafeedback"
+    annotate = AnnotateArguments()
+    assert annotate.generation_file == "datasets/gemma2_ultrafeedback/all_outputs.json"
+    assert (annotate.reward_model, annotate.output_dir, annotate.torch_dtype) == (
+        "RLHFlow/ArmoRM-Llama3-8B-v0.1",
+        "datasets/gemma2_ultrafeedback/",
+        "bfloat16",
+    )
+
+
+def test_rows_of_other_shapes_are_named(tmp_path):
+    from alignment.console import UserError
+
+    path = tmp_path / "x.json"
+    for content, words in (
+        ("{}", "list"),
+        ("[1]", "row 0: must be an object"),
+        ('[{"a": 1}]', "a is int, must be str"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_rows(path, "key", {"a": str})
