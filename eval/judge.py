@@ -126,12 +126,12 @@ def make_tasks(args: JudgeArguments, questions: list[Question]) -> tuple[str, li
     if args.benchmark == "arenahard":
         settings, what = read_arena_hard_prompts(args.judge_prompts), "Arena-Hard answers"
         model, answers = read_answers(args.answers, questions, args.benchmark, what)
-        _, baseline = read_answers(args.references, questions, args.benchmark, what)
+        _, baseline = read_answers(args.references, questions, args.benchmark, what, more=True)
         return model, arena_hard_tasks(args.judge_prompts, settings, questions, answers, baseline), settings
     settings, what = read_mt_bench_prompts(args.judge_prompts), "MT-Bench answers"
     model, answers = read_answers(args.answers, questions, args.benchmark, what)
     needing = [question for question in questions if question.category in WITH_REFERENCE]
-    references = read_answers(args.references, needing, args.benchmark, what)[1] if needing else {}
+    references = read_answers(args.references, needing, args.benchmark, what, more=True)[1] if needing else {}
     return model, mt_bench_tasks(args.judge_prompts, settings, questions, answers, references), settings
 
 

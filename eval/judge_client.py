@@ -43,7 +43,7 @@ def failures(endpoint: Endpoint) -> Iterator[None]:
         raise UserError(f"{where} did not answer within {endpoint.timeout:g} s (--timeout); {CONTINUE}") from error
     except openai.APIConnectionError as error:
         raise UserError(
-            f"{where} cannot be reached ({error.__cause__ or error}): is the server up, and --base_url right? {CONTINUE}"
+            f"{where} cannot be reached ({error.__cause__ or error}): start the server or mend --base_url; {CONTINUE}"
         ) from error
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise UserError(f"{where} refuses the key in {KEY} (status {error.status_code}); {CONTINUE}") from error

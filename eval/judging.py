@@ -62,8 +62,13 @@ class JudgeSettings:
     prompts: dict[str, Any]
 
 
-def read_answers(path: str, questions: list[Question], benchmark: str, what: str) -> tuple[str, dict[Any, list[str]]]:
+def read_answers(
+    path: str, questions: list[Question], benchmark: str, what: str, more: bool = False
+) -> tuple[str, dict[Any, list[str]]]:
     """Read a model's answer file.
+
+    Args:
+        more: whether it may answer questions that are not asked.
 
     Returns:
         The model's name, and {question_id: the text of each turn}.
@@ -84,7 +89,7 @@ def read_answers(path: str, questions: list[Question], benchmark: str, what: str
             raise UserError(f"{path}, row {number}: must have {len(questions[0].turns)} turn(s) of text, as {what} do")
         turns[row["question_id"]] = texts
     refuse_repeats(path, [row["question_id"] for row in rows])
-    refuse_gaps(path, turns, [question.key for question in questions], REMEDY)
+    refuse_gaps(path, turns, [question.key for question in questions], REMEDY, more)
     names = sorted({row["model_id"] for row in rows})
     if len(names) > 1:
         raise UserError(f"{path}: holds answers of several models ({', '.join(names)}); judge each model's own file")

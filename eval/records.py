@@ -102,11 +102,14 @@ def refuse_repeats(path: str | Path, keys: Iterable[Hashable], name: str = "ques
         seen.add(key)
 
 
-def refuse_gaps(path: str | Path, found: Iterable[Hashable], expected: Iterable[Hashable], remedy: str) -> None:
-    """Raise a UserError that names the first expected key that is missing, or the first that nobody expects."""
-    found, expected = list(dict.fromkeys(found)), list(dict.fromkeys(expected))
-    missing, strange = [k for k in expected if k not in set(found)], [k for k in found if k not in set(expected)]
-    if strange:
+def refuse_gaps(
+    path: str | Path, found: Iterable[Hashable], expected: Iterable[Hashable], remedy: str, more: bool = False
+) -> None:
+    """Raise a UserError that names the first expected key that is missing, or (unless `more` is allowed) the first
+    that nobody expects."""
+    found, expected = dict.fromkeys(found), dict.fromkeys(expected)
+    missing, strange = [key for key in expected if key not in found], [key for key in found if key not in expected]
+    if strange and not more:
         raise UserError(f"{path}: {shorten(str(strange[0]))} is not among the benchmark's questions; {remedy}")
     if missing:
         raise UserError(
