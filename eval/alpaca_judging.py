@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from alignment.configs import read_yaml
 from alignment.console import UserError
 from alpaca_eval2 import ANNOTATOR, INSTALL
@@ -39,13 +41,12 @@ def read_pairs(answers: str, references: str) -> tuple[str, list[Row], list[Row]
     return next(iter(own.values()))["generator"], [own[key] for key in other], list(other.values())
 
 
-def annotator_config(judge_prompts: str | None, endpoint: Endpoint | None) -> tuple[str, dict[str, Any]]:
-    """The annotator's name and configuration, pointed at the endpoint.
+def annotator_config(judge_prompts: str | None, endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
+    """The annotator's name and its configuration, pointed at the endpoint.
 
     Args:
         judge_prompts: name of one of the package's annotators, or the path of a configs.yaml; the leaderboard's own
             when None.
-        endpoint: None: the configuration as it is.
 
     Raises:
         UserError: alpaca-eval is missing, or there is no such annotator.
@@ -59,26 +60,31 @@ def annotator_config(judge_prompts: str | None, endpoint: Endpoint | None) -> tu
     if not path.is_file():
         raise UserError(f"judge_prompts: {name} is no file and none of alpaca-eval's annotators")
     content = read_yaml(str(path))
-    annotator = next(iter(content))
-    kwargs = content[annotator]["completions_kwargs"]
-    if endpoint is not None:
-        kwargs |= {
-            "model_name": endpoint.model or kwargs["model_name"],
-            "requires_chatml": True,
-            "num_procs": endpoint.concurrency,
-            "client_kwargs": {"max_retries": RETRIES, "timeout": endpoint.timeout},
-        }
-        if endpoint.base_url is not None:
-            kwargs["openai_api_base"] = endpoint.base_url
-    return annotator, content
+    annotator, entry = next(iter(content.items()))
+    if not isinstance(entry, dict) or not {"prompt_template", "completions_kwargs"} <= entry.keys():
+        raise UserError(f"judge_prompts: {path} is no configuration of an alpaca-eval annotator")
+    template = path.parents[1] / entry["prompt_template"]  # where the package looks for it
+    kwargs = {
+        "model_name": endpoint.model,
+        "requires_chatml": True,
+        "num_procs": endpoint.concurrency,
+        "client_kwargs": {"max_retries": RETRIES, "timeout": endpoint.timeout},
+    }
+    if endpoint.base_url is not None:
+        kwargs["openai_api_base"] = endpoint.base_url
+    entry = entry | {"prompt_template": str(template), "completions_kwargs": entry["completions_kwargs"] | kwargs}
+    return annotator, {annotator: entry}
 
 
 def annotate(
-    config: dict[str, Any], own: list[Row], references: list[Row], endpoint: Endpoint, journal: Journal
+    config: dict[str, Any], work: Path, own: list[Row], references: list[Row], endpoint: Endpoint, journal: Journal
 ) -> None:
     """Ask for the preferences between pairs, `concurrency` at a time; keep each batch as it comes.
 
     An empty reply, which is what the package makes of a server that went on failing, is not kept.
+
+    Args:
+        work: folder for the annotator's configuration, which the package reads from a file.
 
     Raises:
         UserError: the endpoint refuses or cannot be reached; or replies stayed empty.
@@ -87,14 +93,17 @@ def annotate(
     from tqdm import tqdm
 
     logging.getLogger().setLevel(logging.ERROR)  # the package tells of every batch
-    annotator = PairwiseAnnotator(annotators_config=config, caching_path=None)
+    file = work / next(iter(config)) / "configs.yaml"  # the package names the annotator by the folder
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    annotator = PairwiseAnnotator(annotators_config=file.resolve(), caching_path=None)
     empty = 0
     with tqdm(total=len(own), desc="AlpacaEval", unit="judgment", smoothing=0) as bar:
         for start in range(0, len(own), endpoint.concurrency):
             batch = slice(start, start + endpoint.concurrency)
             with failures(endpoint):
                 rows = annotator.annotate_head2head(outputs_1=references[batch], outputs_2=own[batch])
-            kept = [row for row in rows if is_kept(row)]
+            kept = [without_nan(row) for row in rows if is_kept(row)]
             journal.append(*kept)
             empty += len(rows) - len(kept)
             bar.update(len(rows))
@@ -104,6 +113,11 @@ def annotate(
 
 def is_kept(row: Row) -> bool:
     """Whether a row holds a preference, or a reply from which none could be read (as some published rows)."""
-    preference, raw = row["preference"], row.get("raw_completion")
+    preference, raw = row["preference"], row.get("preference_raw_completion")
     has_text = isinstance(raw, dict) and bool((raw.get("text") or "").strip())
     return has_text or (preference is not None and preference == preference)
+
+
+def without_nan(row: Row) -> Row:
+    """The row with null for what is not a number, which JSON cannot write."""
+    return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}

@@ -29,7 +29,7 @@ from typing import Any
 from alignment import H4ArgumentParser
 from alignment.console import UserError, command, say, warn
 from alpaca_judging import annotate, annotator_config, read_pairs
-from judge_client import Endpoint, ask, check_key, work_off
+from judge_client import Endpoint, ask, check_endpoint, check_key, work_off
 from judging import (
     JudgeSettings,
     Task,
@@ -109,7 +109,9 @@ def judge_by_prompts(args: JudgeArguments, folder: Path) -> Path:
                 journal.append(row)
                 own.append(row)
 
-        work_off(pending, judge_task, args.endpoint, args.benchmark)
+        if pending:
+            check_endpoint(args.endpoint)
+            work_off(pending, judge_task, args.endpoint, args.benchmark)
         make_rows = arena_hard_rows if args.benchmark == "arenahard" else mt_bench_rows
         rows = make_rows(args.judge, model, tasks, replies)
         report(args, rows, replies)
@@ -146,9 +148,10 @@ def judge_alpacaeval2(args: JudgeArguments, folder: Path) -> Path:
         say(f"{model}: {len(own)} judgments by {annotator} ({args.judge}), {len(done)} already there")
         missing = [number for number, row in enumerate(own) if row["instruction"] not in done]
         if missing:
+            check_endpoint(args.endpoint)
             journal = Journal(work / "journal" / "replies.jsonl")
             pairs = [own[number] for number in missing], [references[number] for number in missing]
-            annotate(config, *pairs, args.endpoint, journal)
+            annotate(config, work, *pairs, args.endpoint, journal)
             done = {row["instruction"]: row for row in Journal.read(work, "replies.jsonl")}
         write_json(output, [done[row["instruction"]] for row in own])
     return output

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from alignment.console import UserError
 
 KEY = "OPENAI_API_KEY"
-RETRIES, FIRST_RETRIES = 10, 2
+RETRIES = 10
 CONTINUE = "the replies so far are kept, and the same command continues"
 
 
@@ -31,12 +31,30 @@ def check_key() -> None:
         )
 
 
+def address(endpoint: Endpoint) -> str:
+    return endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raise a UserError when nothing answers at the endpoint, at once instead of after all retries."""
+    import httpx
+
+    try:
+        httpx.get(f"{address(endpoint)}/models", timeout=10)  # any answer will do, a refusal too
+    except httpx.TimeoutException:
+        pass
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise UserError(
+            f"{address(endpoint)} cannot be reached ({error}): start the server or mend --base_url"
+        ) from error
+
+
 @contextmanager
 def failures(endpoint: Endpoint) -> Iterator[None]:
     """What the endpoint refuses, after all retries, becomes a UserError with the remedy."""
     import openai
 
-    where = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "api.openai.com"
+    where = address(endpoint)
     try:
         yield
     except openai.APITimeoutError as error:
@@ -63,7 +81,6 @@ def make_client(endpoint: Endpoint) -> Any:
     on the server's side."""
     import openai
 
-    check_key()
     with failures(endpoint):
         return openai.OpenAI(base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=RETRIES)
 
@@ -83,12 +100,8 @@ def ask(client: Any, model: str, messages: list[dict[str, str]], temperature: fl
     }
 
 
-def work_off(
-    tasks: list[Any], do: Callable[[Any, Any], None], endpoint: Endpoint, label: str, client: Any = None
-) -> None:
+def work_off(tasks: list[Any], do: Callable[[Any, Any], None], endpoint: Endpoint, label: str) -> None:
     """Do all tasks, several at a time; stops at the first that fails, after those under way have ended.
-
-    The first task goes alone and with few retries, so that a server that is down, or a wrong key, shows at once.
 
     Args:
         do: function of (client, task) that keeps its own result.
@@ -96,21 +109,12 @@ def work_off(
     Raises:
         UserError: the endpoint refuses or cannot be reached.
     """
-    import openai
     from tqdm import tqdm
 
-    if not tasks:
-        return
-    client = client or make_client(endpoint)
+    client, pool = make_client(endpoint), ThreadPoolExecutor(endpoint.concurrency)
     with tqdm(total=len(tasks), desc=label, unit="judgment", smoothing=0) as bar, failures(endpoint):
         try:
-            do(client.with_options(max_retries=FIRST_RETRIES), tasks[0])
-        except (openai.RateLimitError, openai.APITimeoutError, openai.InternalServerError):
-            do(client, tasks[0])  # the server is there: be as patient with it as with the rest
-        bar.update()
-        pool = ThreadPoolExecutor(endpoint.concurrency)
-        try:
-            for future in as_completed([pool.submit(do, client, task) for task in tasks[1:]]):
+            for future in as_completed([pool.submit(do, client, task) for task in tasks]):
                 future.result()
                 bar.update()
         finally:

@@ -44,12 +44,12 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             fault = server.faults.pop(0) if server.faults else ""
-            server.busy += 1
+            server.busy += fault != "timeout"
             server.busiest = max(server.busiest, server.busy)
         try:
             if fault == "timeout":
                 server.refused.append(fault)
-                time.sleep(3)  # longer than the tests' --timeout; nobody listens any more
+                time.sleep(4)  # longer than the tests' --timeout; nobody listens any more
             elif fault:
                 server.refused.append(fault)
                 self.send(int(fault), {"error": {"message": f"planted {fault}"}}, {"Retry-After": "0.05"})
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             pass
         finally:
             with server.lock:
-                server.busy -= 1
+                server.busy -= fault != "timeout"
 
     def send(self, status: int, content: dict[str, Any], headers: dict[str, str]) -> None:
         body = json.dumps(content).encode()
