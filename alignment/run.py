@@ -1,5 +1,6 @@
 """What every run_*.py shares: checks before anything slow, the start-up summary, training and saving."""
 
+import json
 import random
 import sys
 import warnings
@@ -171,6 +172,9 @@ def train_and_save(
         run_identity(model_args, objective),
         {**asdict(model_args), **asdict(data_args), **args.to_sanitized_dict()},
     )
+    if args.should_save and isinstance(trainer, PreferenceTrainer):
+        reports = {split: asdict(report) for split, report in trainer.data_reports.items()}
+        (Path(args.output_dir) / "data_report.json").write_text(json.dumps(reports, indent=2) + "\n")
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     metrics["train_samples"] = len(trainer.train_dataset)
     finish_split(trainer, "train", metrics)

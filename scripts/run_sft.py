@@ -3,7 +3,8 @@
     accelerate launch --config_file accelerate_configs/deepspeed_zero3.yaml scripts/run_sft.py \
         training_configs/llama-3-8b-base-sft.yaml
 
-The loss is on every token. Texts are rendered and tokenized here, so that templates that write BOS get it once.
+The loss is on every token, or with completion_only_loss on the last answer's. Texts are rendered and tokenized here, so
+that templates that write BOS get it once.
 """
 
 from alignment import (
@@ -30,8 +31,16 @@ def main() -> None:
     tokenizer = get_tokenizer(model_args, data_args)
 
     def tokenize(row):
+        messages = row["messages"]
         text = apply_chat_template(row, tokenizer, "sft", data_args.auto_insert_empty_system_msg)["text"]
-        return {"input_ids": tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]}
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not args.completion_only_loss:
+            return {"input_ids": ids}
+        asked = apply_chat_template(
+            {"messages": messages[:-1]}, tokenizer, "generation", data_args.auto_insert_empty_system_msg
+        )["text"]
+        start = len(tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"])
+        return {"input_ids": ids, "completion_mask": [int(position >= start) for position in range(len(ids))]}
 
     with args.main_process_first(desc="preparing data"):
         splits = {}
@@ -41,7 +50,7 @@ def main() -> None:
             splits[split] = map_rows(
                 dataset,
                 tokenize,
-                ("sft", tokenizer_key(tokenizer), data_args.auto_insert_empty_system_msg),
+                ("sft", tokenizer_key(tokenizer), data_args.auto_insert_empty_system_msg, args.completion_only_loss),
                 data_args.preprocessing_num_workers,
                 remove_columns=dataset.column_names,
                 desc=f"Tokenizing {split}",

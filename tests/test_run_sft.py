@@ -52,6 +52,22 @@ def test_sft_learns_with_one_bos(sft_config, tmp_path, monkeypatch, adds_bos):
     assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "README.md").exists()
 
 
+def test_completion_only_loss_masks_all_but_the_answer(sft_config, monkeypatch):
+    import run_sft
+
+    kept = []
+    monkeypatch.setattr("trl.SFTTrainer", lambda *a, **k: kept.append(k["train_dataset"]) or 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["run_sft.py", sft_config(completion_only_loss=True)])
+    with pytest.raises(ZeroDivisionError):
+        run_sft.main()
+    tokenizer = tiny_tokenizer()
+    row = kept[0][0]
+    answer = [i for i, kept_token in zip(row["input_ids"], row["completion_mask"], strict=True) if kept_token]
+    text = tokenizer.decode(answer)
+    assert text.endswith("<|eot_id|>") and " is " in text and "<|start_header_id|>" not in text
+    assert sum(row["completion_mask"]) == len(answer) < len(row["input_ids"])
+
+
 def test_sft_needs_messages(sft_config, pairs_folder, fails):
     path = sft_config(dataset_mixer={pairs_folder: 1.0}, dataset_splits=["train"])
     assert "train data: has no column messages (found: prompt, chosen, rejected)" in fails(main, path)

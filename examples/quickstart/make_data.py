@@ -2,8 +2,8 @@
 
     python examples/quickstart/make_data.py --output outputs/quickstart --seed 0
 
-Writes OUTPUT/data/base and OUTPUT/data/sft ({train,test}.jsonl of `messages`), OUTPUT/data/held_out.jsonl
-(tasks never trained on) and OUTPUT/models/untrained.
+Writes OUTPUT/data/sft/train.jsonl (conversations, column `messages`), OUTPUT/data/held_out.jsonl (tasks never trained
+on) and OUTPUT/models/untrained.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def conversation(task: Task, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": answer}]
 
 
-def demonstrations(count: int, rng: random.Random, exclude: frozenset[str], mixed: bool) -> list[dict]:
-    """Answered tasks: all right and short, or (mixed) as people write them, half wrong and half rambling."""
+def demonstrations(count: int, rng: random.Random, exclude: frozenset[str]) -> list[dict]:
+    """Answered tasks as people write them: some wrong, half of them rambling."""
     rows = []
     for task in draw_tasks(count, rng, exclude):
-        answer = task.slip if mixed and rng.random() < 0.45 else task.answer
-        style = rambling if mixed and rng.random() < 0.5 else short
+        answer = task.slip if rng.random() < 0.3 else task.answer
+        style = rng.choice([short, rambling])
         rows.append({"messages": conversation(task, style(answer, rng))})
     return rows
 
@@ -99,11 +99,9 @@ def main() -> None:
     exclude = frozenset(task.prompt for task in held_out)
     data = args.output / "data"
     write(data / "held_out.jsonl", [task._asdict() for task in held_out])
-    base = demonstrations(24_000, rng, exclude, mixed=False)
-    write(data / "base" / "train.jsonl", base)
-    sft = demonstrations(6_000, rng, exclude, mixed=True)
+    sft = demonstrations(9_000, rng, exclude)
     write(data / "sft" / "train.jsonl", sft)
-    texts = [message["content"] for row in base[:4000] + sft for message in row["messages"]]
+    texts = [message["content"] for row in sft for message in row["messages"]]
     untrained_model(args.output / "models" / "untrained", texts, args.seed)
 
 

@@ -12,10 +12,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} DS_ACCELERATOR=cpu PYTHONWARNINGS=i
 finished() { [ -f "$out/models/$1/trainer_state.json" ]; }  # the last file that training writes
 
 [ -f "$out/models/untrained/config.json" ] || python "$here/make_data.py" --output "$out" --seed "$SEED"
-finished base || python scripts/run_sft.py "$here/base.yaml" --output_dir="$out/models/base" \
-    --model_name_or_path="$out/models/untrained" --dataset_mixer="{\"$out/data/base\": 1.0}"
 finished sft || python scripts/run_sft.py "$here/sft.yaml" --output_dir="$out/models/sft" \
-    --model_name_or_path="$out/models/base" --dataset_mixer="{\"$out/data/sft\": 1.0}"
+    --model_name_or_path="$out/models/untrained" --dataset_mixer="{\"$out/data/sft\": 1.0}"
 finished simpo || OMP_NUM_THREADS=1 accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml \
     scripts/run_simpo.py "$here/simpo.yaml" --output_dir="$out/models/simpo" \
     --model_name_or_path="$out/models/sft" --dataset_mixer="{\"$here/pairs\": 1.0}"
@@ -23,4 +21,4 @@ finished simpo || OMP_NUM_THREADS=1 accelerate launch --config_file accelerate_c
 echo
 echo "model:   $out/models/simpo"
 echo "metrics: $out/models/simpo/all_results.json (every step: trainer_state.json)"
-echo "ask it:  python generate.py $out/models/simpo 'What is the opposite of hot?'"
+echo "ask it:  .venv/bin/python generate.py $out/models/simpo 'What is the opposite of hot?'"

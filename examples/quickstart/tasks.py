@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 def add(rng: random.Random) -> Task:
-    a, b, thing = rng.randint(2, 12), rng.randint(2, 12), rng.choice(THINGS)
+    a, b, thing = rng.randint(2, 9), rng.randint(2, 9), rng.choice(THINGS)
     wording = [
         f"I have {a} {thing} and buy {b} more. How many {thing} do I have now?",
         f"What is {a} plus {b}?",
@@ -50,7 +50,7 @@ def add(rng: random.Random) -> Task:
 
 
 def subtract(rng: random.Random) -> Task:
-    b, left, thing = rng.randint(2, 12), rng.randint(2, 12), rng.choice(THINGS)
+    b, left, thing = rng.randint(2, 9), rng.randint(2, 9), rng.choice(THINGS)
     a = b + left
     wording = [
         f"I had {a} {thing} and gave {b} away. How many {thing} are left?",
@@ -77,7 +77,7 @@ def neighbour(family: str, names: list[str], noun: str) -> Callable[[random.Rand
 
 def extreme(family: str, pick: Callable[[list[int]], int], adjective: str) -> Callable[[random.Random], Task]:
     def make(rng: random.Random) -> Task:
-        numbers = rng.sample(range(2, 22), 3)
+        numbers = rng.sample(range(1, 13), 3)
         listed = f"{numbers[0]}, {numbers[1]} and {numbers[2]}"
         wording = [f"Which number is the {adjective} of {listed}?", f"Pick the {adjective} one: {listed}."]
         best = pick(numbers)
@@ -89,7 +89,7 @@ def extreme(family: str, pick: Callable[[list[int]], int], adjective: str) -> Ca
 def units(rng: random.Random) -> Task:
     small = rng.choice(list(UNITS))
     large, factor = UNITS[small]
-    count = rng.randint(2, 12)
+    count = rng.randint(2, 9)
     wording = [f"How many {small} are there in {count} {large}?", f"Turn {count} {large} into {small}."]
     return Task("units", rng.choice(wording), str(count * factor), str((count + rng.choice([-1, 1])) * factor))
 
@@ -102,7 +102,7 @@ def opposite(rng: random.Random) -> Task:
 
 
 def count_words(rng: random.Random) -> Task:
-    count = rng.randint(2, 7)
+    count = rng.randint(2, 6)
     listed = " ".join(rng.choice(WORDS) for _ in range(count))
     wording = [f"How many words are in: {listed}?", f"Count the words: {listed}."]
     return Task("count", rng.choice(wording), str(count), str(count + rng.choice([-1, 1])))
@@ -121,11 +121,19 @@ FAMILIES: list[Callable[[random.Random], Task]] = [
 ]
 
 
+OPENINGS = ["", "Please tell me: ", "A quick question. ", "Can you help me? ", "I wonder. "]
+
+
+def draw(family: int, rng: random.Random) -> Task:
+    task = FAMILIES[family % len(FAMILIES)](rng)
+    return task._replace(prompt=rng.choice(OPENINGS) + task.prompt)
+
+
 def draw_tasks(count: int, rng: random.Random, exclude: frozenset[str] = frozenset()) -> list[Task]:
     """Draw tasks from all families in turn, none of whose prompts is in `exclude`."""
     tasks: list[Task] = []
     while len(tasks) < count:
-        task = FAMILIES[len(tasks) % len(FAMILIES)](rng)
+        task = draw(len(tasks), rng)
         if task.prompt not in exclude:
             tasks.append(task)
     return tasks
@@ -136,7 +144,7 @@ def draw_distinct(count: int, rng: random.Random, exclude: frozenset[str] = froz
     tasks: dict[str, Task] = {}
     turn = 0
     while len(tasks) < count:
-        task = FAMILIES[turn % len(FAMILIES)](rng)
+        task = draw(turn, rng)
         turn += 1
         if task.prompt not in exclude:
             tasks.setdefault(task.prompt, task)
