@@ -11,9 +11,11 @@ template, a missing assistant header.
 """
 
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignment import resolve_chat_template
 from alignment.configs import H4ArgumentParser, read_yaml
 from alignment.console import UserError, command, say
 from command_line import ArgumentParser
@@ -47,7 +49,7 @@ def main() -> None:
     decode = render("decode prompt", Prompter(tokenizer), USER)
     prompts, problems = [train, decode], []
     for name in BENCHMARKS:
-        prompts += benchmark_prompts(name, args.model, settings if name == benchmark else Settings())
+        prompts += benchmark_prompts(name, tokenizer, settings if name == benchmark else Settings())
     for prompt in prompts:
         show(tokenizer, prompt)
         problems += bos_problems(tokenizer, prompt)
@@ -107,11 +109,13 @@ def training_example(model: str, training: dict[str, Any]) -> Prompt:
     return Prompt("training example", PairTokenizer(tokenizer, 2048, 1024)(rows)["chosen_input_ids"][0])
 
 
-def benchmark_prompts(benchmark: str, model: str, settings: Settings) -> list[Prompt]:
+def benchmark_prompts(benchmark: str, tokenizer: Any, settings: Settings) -> list[Prompt]:
     """A benchmark's prompts as generate_answers.py makes them; those of a configuration also as the official tool
     feeds them: AlpacaEval's as text, to which the tokenizer adds what it adds, Arena-Hard's as the template writes
     them (`vllm serve` adds nothing)."""
-    tokenizer = load_tokenizer(model, settings.chat_template)
+    if settings.chat_template is not None:
+        tokenizer = copy(tokenizer)
+        tokenizer.chat_template = resolve_chat_template(tokenizer, settings.chat_template).jinja
     prompter = Prompter(tokenizer, settings.prompt_template)
     prompts = [render(f"{benchmark} prompt", prompter, USER)]
     if settings.prompt_template is not None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, NamedTuple
 
 from alignment.console import UserError
@@ -37,16 +38,19 @@ def address(endpoint: Endpoint) -> str:
 
 def check_endpoint(endpoint: Endpoint) -> None:
     """Raise a UserError when nothing answers at the endpoint, at once instead of after all retries."""
-    import httpx
+    import openai
 
+    client = openai.OpenAI(base_url=endpoint.base_url, timeout=10, max_retries=0)
     try:
-        httpx.get(f"{address(endpoint)}/models", timeout=10)  # any answer will do, a refusal too
-    except httpx.TimeoutException:
-        pass
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+        client.models.list()
+    except openai.APITimeoutError:
+        pass  # slow, but there
+    except openai.APIConnectionError as error:
         raise UserError(
-            f"{address(endpoint)} cannot be reached ({error}): start the server or mend --base_url"
+            f"{address(endpoint)} cannot be reached ({error.__cause__ or error}): start the server or mend --base_url"
         ) from error
+    except openai.OpenAIError:
+        pass  # any answer will do: not every endpoint lists its models
 
 
 @contextmanager
@@ -111,10 +115,19 @@ def work_off(tasks: list[Any], do: Callable[[Any, Any], None], endpoint: Endpoin
     """
     from tqdm import tqdm
 
-    client, pool = make_client(endpoint), ThreadPoolExecutor(endpoint.concurrency)
+    client, pool, failed = make_client(endpoint), ThreadPoolExecutor(endpoint.concurrency), Event()
+
+    def do_unless_failed(task: Any) -> None:
+        if not failed.is_set():
+            try:
+                do(client, task)
+            except Exception:
+                failed.set()
+                raise
+
     with tqdm(total=len(tasks), desc=label, unit="judgment", smoothing=0) as bar, failures(endpoint):
         try:
-            for future in as_completed([pool.submit(do, client, task) for task in tasks]):
+            for future in as_completed([pool.submit(do_unless_failed, task) for task in tasks]):
                 future.result()
                 bar.update()
         finally:
