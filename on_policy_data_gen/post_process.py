@@ -79,13 +79,16 @@ def read_seed(path: Path, need_finish_reason: bool) -> dict[str, dict[str, Any]]
     """Read one seed's rows by prompt.
 
     Raises:
-        UserError: not JSON, a field is missing, or a prompt comes twice.
+        UserError: not JSON, a field is missing, or a prompt is empty or comes twice.
     """
     fields = FIELDS | ({"finish_reason": str} if need_finish_reason else {})
     rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_rows(path, "generation_file_dir", fields)):
+        where = f"generation_file_dir: {path}, row {number}"
+        if not row["prompt"].strip():
+            raise UserError(f"{where}: the prompt is empty; remove the row")
         if row["prompt"] in rows:
-            raise UserError(f"generation_file_dir: {path}, row {number}: repeats a prompt: {row['prompt'][:60]!r}")
+            raise UserError(f"{where}: repeats a prompt: {row['prompt'][:60]!r}; remove one")
         rows[row["prompt"]] = row
     return rows
 

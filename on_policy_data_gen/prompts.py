@@ -6,6 +6,8 @@ from typing import Any
 from alignment.console import UserError
 from run_folder import read_list
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+
 
 def load_prompts(data_dir: str, split: str, column: str, limit: int | None = None) -> list[str]:
     """Return the distinct prompts, sorted (the first `limit` of them).
@@ -14,7 +16,7 @@ def load_prompts(data_dir: str, split: str, column: str, limit: int | None = Non
     one is a mistake.
 
     Args:
-        data_dir: hub name, local folder (`split` applies), a .parquet or .csv file, or a .json or .jsonl file of
+        data_dir: hub name or local folder (`split` applies), a .parquet or .csv file, or a .json or .jsonl file of
             objects or of plain strings.
 
     Raises:
@@ -53,6 +55,8 @@ def read_prompts(data_dir: str, split: str, column: str) -> tuple[list[str], lis
         UserError: the data cannot be read, or has no such column.
     """
     path = Path(data_dir)
+    # a folder's file named after the split: the library would read train_prefs.jsonl as the split "train"
+    path = next((file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()), path)
     if path.is_file() and path.suffix in (".json", ".jsonl"):
         items = [item for _, item in read_list(path, "data_dir")]
         if all(isinstance(item, str) for item in items):
@@ -83,7 +87,7 @@ def read_table(path: Path) -> Any:
 
     readers = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
     if path.suffix not in readers:
-        raise UserError(f"data_dir: {path}: a file must be .jsonl, .json, .parquet or .csv")
+        raise UserError(f"data_dir: {path}: a file must be one of {', '.join(SUFFIXES)}")
     try:
         return readers[path.suffix](str(path))
     except (DatasetGenerationError, ValueError) as error:

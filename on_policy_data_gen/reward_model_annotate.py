@@ -16,19 +16,20 @@ Writes to output_dir:
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from alignment import H4ArgumentParser
-from alignment.console import UserError, command, say
+from alignment.console import UserError, command, is_main_process, say
 from candidates import add_responses, read_candidates
 from pair_selection import Pair, max_min, random_rejected, wpo_v2
+from processes import Processes, joined_processes
 from run_folder import Journal, check_settings, lock_folder, weights_digest, write_json
 
 SETTINGS = "annotate_settings.json"
@@ -86,30 +87,31 @@ class AnnotateArguments:
 def main() -> None:
     args = H4ArgumentParser(AnnotateArguments).parse()
     rows, counts = load_rows(args)
-    from accelerate import PartialState
-
     from reward_models import load_reward_model
 
-    state = PartialState(timeout=timedelta(days=7))  # a process that is done waits for the slowest
     model = load_reward_model(args.reward_model, args.trust_remote_code)
-    with lock_folder(Path(args.output_dir)) if state.is_main_process else nullcontext():
-        annotate(model, rows, counts, args, state)
-    state.destroy_process_group()
+    lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
+    with lock, joined_processes() as processes:
+        annotate(model, rows, counts, args, processes)
 
 
 def annotate(
-    model: Any, rows: dict[str, list[dict[str, Any]]], counts: Counter[str], args: AnnotateArguments, state: Any
+    model: Any,
+    rows: dict[str, list[dict[str, Any]]],
+    counts: Counter[str],
+    args: AnnotateArguments,
+    processes: Processes,
 ) -> None:
     """Score this process's share; the main process then puts the scores together and writes the results."""
     folder = Path(args.output_dir)
-    if state.is_main_process:
+    if processes.rank == 0:
         earlier = any(Journal.read(folder, "scores.*.jsonl"))
         check_settings(folder / SETTINGS, settings_of(args), earlier)
-    state.wait_for_everyone()
+    processes.wait()
     everything = [row for split in rows.values() for row in split]
-    score_share(model, everything, args, state)
-    state.wait_for_everyone()
-    if state.is_main_process:
+    score_share(model, everything, args, processes)
+    processes.wait()
+    if processes.rank == 0:
         scores = known_scores(folder)
         for row in everything:
             row["all_rm_scores"] = assemble(model, row, scores)
@@ -156,7 +158,7 @@ def known_scores(folder: Path) -> dict[str, float]:
     return {key: value for line in Journal.read(folder, "scores.*.jsonl") for key, value in line.items()}
 
 
-def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments, state: Any) -> None:
+def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments, processes: Processes) -> None:
     """Score this process's share of the prompts; append every batch's values to its journal as one line."""
     import torch
     from tqdm import tqdm
@@ -164,12 +166,13 @@ def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments,
     from reward_models import score_batches
 
     done = known_scores(Path(args.output_dir))
-    journal = Journal(Path(args.output_dir) / "journal" / f"scores.{state.process_index}.jsonl")
-    share = rows[state.process_index :: state.num_processes]
+    journal = Journal(Path(args.output_dir) / "journal" / f"scores.{processes.rank}.jsonl")
+    share = rows[processes.rank :: processes.count]
     units = [[u for row in share[i : i + CHUNK] for u in units_of(model, row)] for i in range(0, len(share), CHUNK)]
     if all(unit_key(unit) in done for chunk in units for unit in chunk):
         return
-    model.load(state.device, getattr(torch, args.torch_dtype))
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    model.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, args.torch_dtype))
 
     def is_done(unit: tuple[str, ...]) -> bool:
         return unit_key(unit) in done
@@ -178,7 +181,7 @@ def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments,
         total=sum(len(set(chunk)) for chunk in units),
         desc="scoring",
         unit="response",
-        disable=not state.is_main_process,
+        disable=processes.rank > 0,
     ) as bar:
         for chunk in units:
             for batch in score_batches(model, chunk, args.batch_tokens, is_done):

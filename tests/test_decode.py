@@ -237,6 +237,8 @@ def test_prompts_from_a_file(tmp_path, name):
     else:
         getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(str(path))
     assert load_prompts(str(path), "train_prefs", "prompt") == ["a", "b\u2028c"]
+    path.rename(tmp_path / f"train_prefs{path.suffix}")
+    assert load_prompts(str(tmp_path), "train_prefs", "prompt") == ["a", "b\u2028c"]
 
 
 @pytest.mark.parametrize(
