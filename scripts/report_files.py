@@ -1,0 +1,347 @@
+"""What the report reads: a folder's trainings, scored responses, answers and evaluation numbers (see report.py)."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from alignment.console import UserError
+
+Row = dict[str, Any]
+ITSELF = "training"
+STAGE_ORDER = ("base", "sft", "reward")  # the order in which they are trained; all others after them, by name
+
+SUMMARY = ("accuracy_before", "accuracy_after", "n", "mean_length_before", "mean_length_after", "seconds")
+
+
+@dataclass
+class Stage:
+    """One training's output_dir."""
+
+    name: str
+    """Its place below RUN_DIR, without models/; ITSELF when it is RUN_DIR."""
+    settings: Row
+    history: list[Row]
+    results: Row
+    data_report: dict[str, Row]
+
+
+class PairScore(NamedTuple):
+    """The scores of a pair's responses and their lengths in characters."""
+
+    chosen: float
+    rejected: float
+    chosen_length: int
+    rejected_length: int
+
+
+@dataclass
+class ScoredData:
+    """What data generation left in one folder."""
+
+    name: str
+    scores: list[list[float]] = field(default_factory=list)
+    """Of every prompt's responses."""
+    pairs: list[PairScore] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Prompts, responses and pairs by what became of them, in the order of the steps."""
+
+
+class Change(NamedTuple):
+    """A prompt's answers before and after."""
+
+    prompt: str
+    before: str
+    after: str
+    was_correct: bool | None
+    is_correct: bool | None
+    expected: str | None
+
+
+@dataclass
+class Comparison:
+    """Answers to the same prompts at two moments."""
+
+    before: str
+    after: str
+    changes: list[Change]
+
+    @property
+    def is_graded(self) -> bool:
+        grades = [grade for change in self.changes for grade in (change.was_correct, change.is_correct)]
+        return bool(grades) and None not in grades
+
+
+@dataclass
+class Run:
+    """Everything found for one RUN_DIR."""
+
+    name: str
+    stages: list[Stage]
+    data: list[ScoredData]
+    comparisons: list[Comparison]
+    summary: Row
+    scores: dict[str, Row]
+    """{name of the scores file: {model: its numbers}}."""
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read what the folder holds.
+
+    Raises:
+        UserError: no such folder, nothing in it that the report knows, or a known file that is malformed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    places = list(folders_of(folder))
+    stages = [stage for place in places if (stage := read_stage(place, place_name(place, folder)))]
+    run = Run(
+        name=name,
+        stages=sorted(stages, key=stage_order),
+        data=[data for place in places for data in read_data(place, place_name(place, folder))],
+        comparisons=[*read_answers(folder), *(c for place in places for c in read_generations(place))],
+        summary=read_summary(folder / "summary.json"),
+        scores=read_scores(folder),
+    )
+    if not (run.stages or run.data or run.comparisons or run.summary or run.scores):
+        raise UserError(
+            f"{folder}: holds nothing to report (no training, scored responses, answers or scores; report.py --help "
+            "names the files)"
+        )
+    return run
+
+
+def folders_of(root: Path) -> Iterator[Path]:
+    """The folder and those at most two levels below it, without the trainings' own checkpoints."""
+    yield root
+    for place in sorted([*root.glob("*"), *root.glob("*/*")]):
+        parts = place.relative_to(root).parts
+        if place.is_dir() and not any(part.startswith(("checkpoint-", ".")) for part in parts):
+            yield place
+
+
+def place_name(place: Path, root: Path) -> str:
+    return "" if place == root else place.relative_to(root).as_posix().removeprefix("models/")
+
+
+def stage_order(stage: Stage) -> tuple[int, str]:
+    return (STAGE_ORDER.index(stage.name) if stage.name in STAGE_ORDER else len(STAGE_ORDER), stage.name)
+
+
+# ---- one kind of file each -----------------------------------------------------------------------------------------
+
+
+def read_stage(folder: Path, name: str) -> Stage | None:
+    """A training's files, or None when the folder is no training's."""
+    record, state = folder / "run_config.yaml", folder / "trainer_state.json"
+    if not state.is_file():  # written when training ends; an unfinished one has it in its checkpoints
+        checkpoints = [p for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name[11:].isdigit()]
+        state = max(checkpoints, key=lambda p: int(p.parent.name[11:]), default=state)
+    if not (record.is_file() or state.is_file()):
+        return None
+    config = read_yaml(record) if record.is_file() else {}
+    history = read_json(state, dict).get("log_history", []) if state.is_file() else []
+    check(state, isinstance(history, list) and all(isinstance(entry, dict) for entry in history), "log_history")
+    reports = read_json(folder / "data_report.json", dict)
+    for split, counts in reports.items():
+        check(folder / "data_report.json", isinstance(counts, dict) and all(map(is_number, counts.values())), split)
+    identity, settings = config.get("identity") or {}, config.get("settings") or {}
+    check(record, isinstance(identity, dict) and isinstance(settings, dict), "identity or settings")
+    objective = identity.get("objective")
+    return Stage(
+        name=name or ITSELF,
+        settings=({"objective": objective} if objective else {}) | settings,
+        history=history,
+        results=read_json(folder / "all_results.json", dict),
+        data_report=reports,
+    )
+
+
+def read_data(folder: Path, name: str) -> Iterator[ScoredData]:
+    """What decode, post_process and annotate left in a folder: its prompts and, apart from them, its test prompts."""
+    for suffix in ("", "_test"):
+        scored, paired = folder / f"all_outputs_rm{suffix}.json", folder / f"all_outputs_bin{suffix}.json"
+        data = ScoredData(f"{name or 'responses'}{' (test)' if suffix else ''}")
+        if not suffix:
+            data.counts |= count_sampled(folder)
+        if scored.is_file():
+            data.scores = [scores_of(scored, number, row) for number, row in enumerate(read_json(scored, list))]
+            data.counts["prompts scored"] = len(data.scores)
+        if paired.is_file():
+            data.pairs = [score_pair(paired, number, row) for number, row in enumerate(read_json(paired, list))]
+            if scored.is_file():
+                same = sum(max(scores) == min(scores) for scores in data.scores)
+                others = len(data.scores) - len(data.pairs) - same
+                data.counts["pairs dropped: all scores identical"] = same
+                data.counts["pairs dropped: below min_margin, or by the selection rule"] = others
+            data.counts["pairs kept"] = len(data.pairs)
+        if data.counts:
+            yield data
+
+
+def count_sampled(folder: Path) -> dict[str, int]:
+    """Counts of decode's and post_process's files."""
+    counts: dict[str, int] = {}
+    files = [path for path in sorted(folder.glob("output_*.json")) if re.fullmatch(r"output_\d+\.json", path.name)]
+    rows = [check_row(path, n, row, "prompt") for path in files for n, row in enumerate(read_json(path, list))]
+    if rows:
+        counts[f"responses sampled ({len(files)} seeds)"] = len(rows)
+        if "finish_reason" in rows[0]:
+            counts["responses cut by max_tokens"] = sum(row.get("finish_reason") == "length" for row in rows)
+    if (skipped := folder / "skipped_prompts.json").is_file():
+        counts["prompts skipped: too long for the model"] = len(read_json(skipped, list))
+    if rows and (joined := folder / "all_outputs.json").is_file():
+        prompts = len({row["prompt"] for row in rows})
+        counts["prompts dropped: fewer than two different responses"] = prompts - len(read_json(joined, list))
+    return counts
+
+
+def scores_of(path: Path, number: int, row: Any) -> list[float]:
+    scores = check_row(path, number, row, "all_rm_scores")["all_rm_scores"]
+    check(path, isinstance(scores, list) and scores != [] and all(map(is_number, scores)), "all_rm_scores", number)
+    check(path, all(map(math.isfinite, scores)), "all_rm_scores", number)
+    return scores
+
+
+def score_pair(path: Path, number: int, row: Any) -> PairScore:
+    """A pair's scores: those of its answers among all the prompt's responses."""
+    scores = scores_of(path, number, row)
+    check_row(path, number, row, "all_generated_responses", "chosen", "rejected")
+    try:
+        answers = [row[side][-1]["content"] for side in ("chosen", "rejected")]
+        chosen, rejected = (scores[row["all_generated_responses"].index(answer)] for answer in answers)
+        return PairScore(chosen, rejected, *map(len, answers))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}, row {number}: chosen or rejected is not one of the scored responses") from error
+
+
+def read_answers(folder: Path) -> list[Comparison]:
+    """answers_before.json and answers_after.json, matched by prompt; prompts that are only in one are left out."""
+    before, after = (answers_of(folder / f"answers_{side}.json") for side in ("before", "after"))
+    changes = [
+        Change(
+            prompt=key[0],
+            before=str(row["answer"]),
+            after=str(after[key]["answer"]),
+            was_correct=row.get("correct"),
+            is_correct=after[key].get("correct"),
+            expected=after[key].get("expected", row.get("expected")),
+        )
+        for key, row in before.items()
+        if key in after
+    ]
+    return [Comparison("before", "after", changes)] if changes else []
+
+
+def answers_of(path: Path) -> dict[tuple[str, int], Row]:
+    """Rows by prompt, and by how often it came before: prompts may repeat."""
+    seen: Counter[str] = Counter()
+    rows = {}
+    for number, row in enumerate(read_json(path, list)):
+        prompt = str(check_row(path, number, row, "prompt", "answer")["prompt"])
+        check(path, isinstance(row.get("correct"), bool | None), "correct", number)
+        rows[prompt, seen[prompt]] = row
+        seen[prompt] += 1
+    return rows
+
+
+def read_generations(folder: Path) -> list[Comparison]:
+    """generations.jsonl (answers while training): those of the first step against those of the last."""
+    path = folder / "generations.jsonl"
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            rows.append(check_row(path, number, json.loads(line), "step", "prompt", "generation"))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number + 1}: not JSON ({error})") from error
+    steps = sorted({row["step"] for row in rows})
+    if len(steps) < 2:
+        return []
+    first, last = ({row["prompt"]: row["generation"] for row in rows if row["step"] == steps[i]} for i in (0, -1))
+    changes = [Change(prompt, first[prompt], last[prompt], None, None, None) for prompt in first if prompt in last]
+    return [Comparison(f"step {steps[0]}", f"step {steps[-1]}", changes)]
+
+
+def read_summary(path: Path) -> Row:
+    summary = read_json(path, dict)
+    for key in SUMMARY:
+        check(path, summary.get(key) is None or is_number(summary[key]), key)
+    return summary
+
+
+def read_scores(folder: Path) -> dict[str, Row]:
+    """What eval/score.py wrote: scores.json, or any .json in scores/."""
+    scores = {}
+    for path in [folder / "scores.json", *sorted((folder / "scores").glob("*.json"))]:
+        for model, numbers in read_json(path, dict).items():
+            check(path, isinstance(numbers, dict), model)
+            scores.setdefault(path.stem, {})[model] = numbers
+    return scores
+
+
+# ---- JSON with errors that name the file ---------------------------------------------------------------------------
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The file's content, or an empty `kind` when there is no file.
+
+    Raises:
+        UserError: it is not JSON, or of another kind.
+    """
+    if not path.is_file():
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON ({error}); was the file cut off?") from error
+    check(path, isinstance(content, kind), f"the content (a {kind.__name__} is expected)")
+    return content
+
+
+def read_yaml(path: Path) -> Row:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not YAML ({error})") from error
+    check(path, isinstance(content, dict), "the content (a mapping is expected)")
+    return content
+
+
+def check(path: Path, holds: bool, what: str, number: int | None = None) -> None:
+    if not holds:
+        raise UserError(f"{path}{'' if number is None else f', row {number}'}: {what} is not in the form expected")
+
+
+def check_row(path: Path, number: int, row: Any, *fields: str) -> Row:
+    if missing := [name for name in fields if not isinstance(row, dict) or name not in row]:
+        raise UserError(f"{path}, row {number}: has no field {missing[0]!r}")
+    return row
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the folders apart.
+
+    Raises:
+        UserError: a folder is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for same, copies in groupby(sorted(parts)):
+        if len(list(copies)) > 1:
+            raise UserError(f"{Path(*same)}: given twice")
+    length = 1
+    while len({own[-length:] for own in parts}) < len(parts):
+        length += 1
+    return ["/".join(own[-length:]) for own in parts]
