@@ -166,7 +166,8 @@ def warnings_of(run: Run) -> list[str]:
     for stage in run.stages:
         bad = [e for e in stage.history if any(is_bad(e.get(key)) for key in ("loss", "eval_loss", "grad_norm"))]
         if bad:
-            found.append(f"{stage.name}: the loss or gradient is not a number from step {bad[0].get('step')} on.")
+            steps = f"{len(bad)} logged steps, first at step {bad[0].get('step')}"
+            found.append(f"{stage.name}: the loss or the gradient is not a number at {steps}.")
         if not stage.history:
             found.append(f"{stage.name}: has not logged anything; it may still run, or was stopped early.")
         elif not any("train_runtime" in entry for entry in stage.history):

@@ -212,7 +212,7 @@ def test_curve_points(tmp_path):
     assert points(stage, ("loss",), "") == ([1, 3], [2.0, 1.0])
     assert points(stage, ("loss",), "eval_") == ([3], [1.2])
     assert points(stage, ("rewards/margins", "margin"), "") == ([3], [0.5])
-    assert any("not a number from step 2" in warning for warning in warnings_of(run))
+    assert any("not a number at 1 logged steps, first at step 2" in warning for warning in warnings_of(run))
     assert any("not finished" in warning for warning in warnings_of(run))
     assert 'alt="Loss: run training 2 to 1; run evaluation 1.2 to 1.2"' in render([run])
 
