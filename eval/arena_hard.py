@@ -114,9 +114,10 @@ def battles_of_judgments(path: str) -> tuple[list[Battle], list[str]]:
     refuse_repeats(path, [f"question {row['question_id']} of {row['model']}" for row in rows], "{}")
     battles, without, differing = [], 0, 0
     for number, row in enumerate(rows):
-        if len(row["games"]) != 2 or not all(isinstance(game, dict) and "score" in game for game in row["games"]):
+        if len(row["games"]) != 2 or not all(game is None or is_game(game) for game in row["games"]):
             raise UserError(f"{path}, row {number}: games must hold two games with a score each, one per order")
         for game, model_is_a in zip(row["games"], (False, True), strict=True):
+            game = game or {"score": None}
             if "judgment" in game:
                 differing += parse_verdict(str(game["judgment"])) != game["score"]
             if game["score"] not in OUTCOMES:
@@ -130,6 +131,10 @@ def battles_of_judgments(path: str) -> tuple[list[Battle], list[str]]:
     if differing:
         warn(f"{path}: in {differing} games the score is not the verdict of the judgment's text; the score counts")
     return battles, sorted({str(row["judge"]) for row in rows if "judge" in row})
+
+
+def is_game(game: object) -> bool:
+    return isinstance(game, dict) and "score" in game
 
 
 def win_rates(battles: list[Battle]) -> dict[str, float]:

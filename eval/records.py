@@ -64,18 +64,18 @@ def read_items(path: Path, what: str) -> list[tuple[str, Any]]:
     Raises:
         UserError: no such file, or not JSON; names the line.
     """
-    text, place = read_text(path, what), "the whole file"
+    text = read_text(path, what)
+    if text.lstrip()[:1] == "[":
+        return [(f"row {number}", item) for number, item in enumerate(parse(text, f"{path}, the list"))]
+    lines = enumerate(text.split("\n"), start=1)
+    return [(f"line {number}", parse(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
+
+
+def parse(text: str, where: str) -> Any:
     try:
-        if text.lstrip()[:1] == "[":
-            return [(f"row {number}", item) for number, item in enumerate(json.loads(text))]
-        items = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            place = f"line {number}"
-            if line.strip():
-                items.append((place, json.loads(line)))
-        return items
+        return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}, {place}: not JSON ({error}); was the file cut off?") from error
+        raise UserError(f"{where}: not JSON ({error}); was the file cut off?") from error
 
 
 def read_text(path: Path, what: str) -> str:

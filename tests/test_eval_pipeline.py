@@ -45,7 +45,8 @@ def question_rows(benchmark: str) -> list[dict]:
     if benchmark == "alpacaeval2":
         return [{"dataset": "made", "instruction": words(i)} for i in range(8)]
     if benchmark == "arenahard":
-        return [{"question_id": f"id{i}", "cluster": "made", "turns": [{"content": words(i)}]} for i in range(6)]
+        texts = [words(i) for i in range(6)] + [words(6) + " And so on." * 300]  # the last is too long for the model
+        return [{"question_id": f"id{i}", "cluster": "made", "turns": [{"content": t}]} for i, t in enumerate(texts)]
     return [
         {"question_id": 900 + i, "category": category, "turns": [words(i), "And why? " + words(i + 1)]}
         for i, category in enumerate(CATEGORIES)
@@ -216,15 +217,17 @@ def test_alpacaeval2_answers(worlds, alpaca_answers):
 def arena_answers(worlds):
     result = run_script(*worlds["arenahard"].generate("arenahard"))
     assert result.returncode == 0, result.stderr
+    assert "question 'id6', turn 1" in result.stderr and "leave no room to answer" in result.stderr
     return lines(worlds["arenahard"].answers("arenahard"))
 
 
 def test_arena_hard_answers(arena_answers):
-    assert [row["question_id"] for row in arena_answers] == [f"id{i}" for i in range(6)]
+    assert [row["question_id"] for row in arena_answers] == [f"id{i}" for i in range(7)]
     for row in arena_answers:
         turn = row["choices"][0]["turns"][0]
         assert isinstance(turn["content"], str) and turn["token_len"] >= 0
         assert row["model_id"] == "tiny" and row["tstamp"] > 0
+    assert arena_answers[6]["choices"][0]["turns"][0]["content"] == ""
 
 
 @pytest.fixture(scope="module")
@@ -310,11 +313,11 @@ def test_arena_hard_judged_and_scored(worlds, arena_answers):
         return VERDICTS[labels[(number + 2 * model_is_a) % 5]], []
 
     with serving(reply, faults=["429", "", "timeout", "500", "", "429"]) as server:
-        judge_with_kill(world, "arenahard", server, total=14)
+        judge_with_kill(world, "arenahard", server, total=16)
         assert sorted(server.refused) == ["429", "429", "500", "timeout"]
     judgments = world.folder / "out" / "model_judgment" / "judge__made" / "tiny.jsonl"
     rows = lines(judgments)
-    assert [row["question_id"] for row in rows] == [f"id{i}" for i in range(6)]
+    assert [row["question_id"] for row in rows] == [f"id{i}" for i in range(7)]
     won, battles = 0.0, 0
     for number, row in enumerate(rows):
         first, second = labels[number % 5], labels[(number + 2) % 5]
@@ -327,7 +330,7 @@ def test_arena_hard_judged_and_scored(worlds, arena_answers):
     assert undecided and UNDECIDED in rows[2]["games"][0]["judgment"]
     journal = lines(world.folder / "out" / "judging" / "judge__made" / "tiny" / "journal" / "replies.jsonl")
     asked = [(row["question_id"], row["part"], row["attempt"]) for row in journal]
-    assert len(asked) == len(set(asked)) == 14
+    assert len(asked) == len(set(asked)) == 16
     assert world.score("arenahard", judgments)["win_rate"] == pytest.approx(100 * won / battles)
     assert arena_hard.JUDGE != "judge/made"
 
