@@ -24,6 +24,9 @@ setup(
         "trl>=1.16,<1.17",
         "pydantic>=2.12,<3",
         "pyyaml>=6,<7",
+        "jinja2>=3.1,<4",
+        "filelock>=3.20",
+        "tqdm>=4.67,<5",
         "matplotlib>=3.10,<4",
     ],
     extras_require={

@@ -131,6 +131,7 @@ def test_sft_config():
     ("name", "kind", "processes"),
     [
         ("deepspeed_zero3", "DEEPSPEED", 4),
+        ("deepspeed_zero3_8gpu", "DEEPSPEED", 8),
         ("deepspeed_zero3_cpu", "DEEPSPEED", 2),
         ("fsdp", "FSDP", 8),
         ("fsdp2", "FSDP", 8),
