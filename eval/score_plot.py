@@ -6,7 +6,7 @@ from pathlib import Path
 from published import Point
 from records import Row
 
-GREY, COLOURS = "#b5b5b5", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+GREY, NAMED, COLOURS = "#b5b5b5", "#5a5a5a", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LABELLED = re.compile(r"-8B-(SimPO|WPO-HB-v2)$|^gemma-2-9b-it(-SimPO|-WPO-HB)?$")  # published models named in the plot
 MOST_MODELS = 6  # models drawn; more would hide each other
 
@@ -23,17 +23,20 @@ def plot_win_rates(path: Path, title: str, scores: dict[str, Row], published: li
     figure, axes = new_figure()
     if published:
         axes.scatter([p.length for p in published], [p.win_rate for p in published], s=14, color=GREY, zorder=1)
+        middle = 0.6 * max(point.length for point in published)
         for point in published:
             if LABELLED.search(point.name) and point.name not in scores:
+                place, left = (point.length, point.win_rate), point.length < middle
+                axes.scatter(*place, s=16, color=NAMED, zorder=2)
                 axes.annotate(
                     point.name,
-                    (point.length, point.win_rate),
-                    xytext=(-6, -3),
+                    place,
+                    xytext=(-6 if left else 6, -3),
                     textcoords="offset points",
-                    ha="right",
+                    ha="right" if left else "left",
                     fontsize=7,
-                    color="#555555",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+                    color=NAMED,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.5, "pad": 1},
                 )
     for number, (model, score) in enumerate(list(scores.items())[:MOST_MODELS]):
         colour = COLOURS[number]
