@@ -1,7 +1,6 @@
 """What generate_answers.py and judge.py refuse: one line, status 2, nothing half-written."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -209,4 +208,3 @@ def test_empty_replies_of_alpacaeval_are_asked_again(fails, files, tmp_path):
         assert result.returncode == 0, result.stderr
         assert len(server.served) == 1  # only what was missing
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert os.environ["OPENAI_API_KEY"] == KEY

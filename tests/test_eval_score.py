@@ -1,4 +1,4 @@
-"""eval/score.py: the recorded numbers, formulas against independent computations, and what it refuses."""
+"""eval/score.py: the recorded numbers, and formulas against independent computations."""
 
 import csv
 import gzip
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_jsonl
+from eval_files import annotations, judgment, ratings, write_reference_data
 
 import alpaca_eval2
 import arena_hard
@@ -126,11 +127,6 @@ def test_ratings(text, rating):
     assert mt_bench.parse_rating(text) == rating
 
 
-def judgment(question: str, first: str, second: str, model: str = "mine") -> dict:
-    games = [{"user_prompt": "", "judgment": f"[[{verdict}]]", "score": verdict} for verdict in (first, second)]
-    return {"question_id": question, "model": model, "judge": arena_hard.JUDGE, "games": games}
-
-
 def test_arena_hard_by_hand(tmp_path, scored):
     """Game 1: mine is B. Wins 3 + 1, ties 1, losses 1, none 1 game: (4 + 0.5) / 6."""
     rows = [judgment("q1", "B>>A", "A>B"), judgment("q2", "A=B", "B>A")]
@@ -167,23 +163,6 @@ def test_bootstrap_interval_is_the_normal_one():
     assert high - low == pytest.approx(2 * 196 * math.sqrt(0.25 / 2000), rel=0.15)
 
 
-def annotations(count: int, seed: int = 0, model: str = "mine") -> list[dict]:
-    noise = random.Random(seed)
-    return [
-        {
-            "dataset": "made",
-            "instruction": f"Question {i}?",
-            "output_1": "x" * noise.randint(50, 900),
-            "generator_1": alpaca_eval2.BASELINE,
-            "output_2": "y" * noise.randint(50, 900),
-            "generator_2": model,
-            "annotator": alpaca_eval2.ANNOTATOR,
-            "preference": 1 + noise.random(),
-        }
-        for i in range(count)
-    ]
-
-
 @pytest.fixture
 def questions_of(tmp_path):
     def write(rows: list[dict]) -> str:
@@ -206,50 +185,19 @@ def test_alpacaeval2_of_own_questions(tmp_path, scored, questions_of):
     assert "no length-controlled win rate" in scored.printed.err
 
 
-@pytest.fixture
-def made_reference_data(tmp_path) -> str:
-    """df_gamed.csv and instruction_difficulty.csv with made-up numbers."""
-    noise = np.random.default_rng(0)
-    difficulty = noise.normal(size=alpaca_eval2.QUESTIONS)
-    lines = ["model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"]
-    for model, shift in (("verbose", -1.0), ("concise", 1.0)):
-        for i, d in enumerate(difficulty):
-            lines.append(f"{model},{i},{noise.random():.6f},{shift + noise.normal():.6f},{d:.6f},False")
-    folder = tmp_path / "reference"
-    folder.mkdir()
-    (folder / "df_gamed.csv").write_text("\n".join(lines) + "\n")
-    rows = [f"{i},{d:.6f}" for i, d in enumerate(difficulty)]
-    (folder / "instruction_difficulty.csv").write_text("index,instruction_difficulty\n" + "\n".join(rows) + "\n")
-    return str(folder)
-
-
-def test_length_control_takes_the_effect_of_length_away(tmp_path, scored, made_reference_data):
+def test_length_control_takes_the_effect_of_length_away(tmp_path, scored):
     """A model preferred only for being longer, on average by half a deviation: raw well above 50, LC near it."""
     noise, rows = random.Random(0), annotations(alpaca_eval2.QUESTIONS)
+    reference = write_reference_data(tmp_path / "reference")
     longer = [int(noise.gauss(100, 200)) for _ in rows]
     deviation = np.std(longer, ddof=1)
     for row, more in zip(rows, longer, strict=True):
         row["output_1"], row["output_2"] = "x" * 1000, "y" * (1000 + more)
         row["preference"] = 1 + 1 / (1 + math.exp(-2 * math.tanh(more / deviation)))
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    score = scored("alpacaeval2", tmp_path / "a.json", "--reference_data", made_reference_data)["mine"]
+    score = scored("alpacaeval2", tmp_path / "a.json", "--reference_data", reference)["mine"]
     assert score["win_rate"] > 60
     assert score["length_controlled_winrate"] == pytest.approx(50, abs=5)
-
-
-def ratings(model: str = "mine", questions: range = mt_bench.QUESTIONS) -> list[dict]:
-    return [
-        {
-            "question_id": number,
-            "model": model,
-            "judge": ["gpt-4", "single-v1"],
-            "judgment": f"Rating: [[{(number + turn) % 10 + 1}]]",
-            "score": (number + turn) % 10 + 1,
-            "turn": turn,
-        }
-        for number in questions
-        for turn in (1, 2)
-    ]
 
 
 def test_mt_bench_means(tmp_path, scored):
@@ -287,73 +235,3 @@ def test_published_rows_stand_beside(tmp_path, scored):
     lines = scored.printed.out.splitlines()
     assert any(line.startswith("* mine") for line in lines)
     assert any("gemma-2-9b-it-SimPO" in line and "59.10" in line and "693" in line for line in lines)
-
-
-# --- what it refuses
-
-
-def bad_files() -> dict[str, tuple[str, object, str]]:
-    """name: (benchmark, rows or text, words of the error)"""
-    twice, out_of_range, gap = annotations(805), annotations(805), annotations(700)
-    twice[9]["instruction"] = twice[5]["instruction"]
-    out_of_range[7]["preference"] = 3.0
-    one_turn = [row for row in ratings() if not (row["question_id"] == 90 and row["turn"] == 2)]
-    one_game = judgment("q1", "A>B", "B>A")
-    one_game["games"] = one_game["games"][:1]
-    two_judges = ratings()
-    two_judges[5]["judge"] = ["other", "single-v1"]
-    battle = {"question_id": "q", "model_a": arena_hard.BASELINE, "model_b": "mine", "winner": "model_b"}
-    return {
-        "instruction twice": ("alpacaeval2", twice, "the instruction 'Question 5?' of mine comes twice"),
-        "preference": ("alpacaeval2", out_of_range, "row 7: preference is 3.0"),
-        "instructions missing": ("alpacaeval2", gap, "700 rows of mine, AlpacaEval 2 has 805"),
-        "arena file for alpaca": ("alpacaeval2", [judgment("q", "A>B", "A>B")], "holds Arena-Hard judgments, not"),
-        "mt file for arena": ("arenahard", ratings(), "question_id must not be 81"),
-        "alpaca file for arena": ("arenahard", annotations(3), "holds AlpacaEval annotations, not"),
-        "arena file for mt": ("mt-bench", [judgment("q", "A>B", "A>B")], "holds Arena-Hard judgments, not"),
-        "question twice": ("arenahard", [judgment("q", "A>B", "A>B")] * 2, "question q of mine comes twice"),
-        "one order": ("arenahard", [one_game], "row 0: games must hold two games"),
-        "winner": ("arenahard", [battle | {"winner": "mine"}], "winner is 'mine'"),
-        "no baseline": (
-            "arenahard",
-            [battle, battle | {"model_a": "x", "model_b": "y"}],
-            "no model is in every battle",
-        ),
-        "turn missing": ("mt-bench", one_turn, "turn 2: 1 of 80 questions are missing, first 90"),
-        "strange question": ("mt-bench", [*ratings(), *ratings(questions=range(7, 8))], "7 is not among"),
-        "two judges": ("mt-bench", two_judges, "graded by gpt-4, other"),
-        "empty": ("mt-bench", [], "holds no rows"),
-        "cut off": ("mt-bench", '{"question_id": 81, "mod', "line 1: not JSON"),
-        "not a gzip": ("mt-bench", "plain text.gz", "cannot be read"),
-    }
-
-
-@pytest.mark.parametrize("name", bad_files())
-def test_bad_files(tmp_path, fails, name):
-    benchmark, rows, words = bad_files()[name]
-    path = tmp_path / ("file.jsonl.gz" if name == "not a gzip" else "file.jsonl")
-    path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-    message = fails(main, benchmark, str(path), "--output", str(tmp_path / "out.json"))
-    assert words in message and str(path) in message
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_bad_command_lines(tmp_path, fails):
-    good = str(write_jsonl(tmp_path / "r.jsonl", ratings()))
-    assert "required: file" in fails(main, "mt-bench")
-    assert "invalid choice: 'mtbench'" in fails(main, "mtbench", good)
-    assert "no such file" in fails(main, "mt-bench", str(tmp_path / "no.jsonl"))
-    assert "must end in .json" in fails(main, "mt-bench", good, "--output", str(tmp_path / "out.txt"))
-    (tmp_path / "folder.json").mkdir()
-    assert "it is a folder" in fails(main, "mt-bench", good, "--output", str(tmp_path / "folder.json"))
-    assert "drop --answers" in fails(main, "mt-bench", good, "--answers", good)
-
-
-def test_missing_reference_data(tmp_path, fails, made_reference_data):
-    pytest.importorskip("alpaca_eval", reason="alpaca-eval is not installed: pip install -e '.[eval]'")
-    (tmp_path / "a.json").write_text(json.dumps(annotations(805)))
-    file = str(tmp_path / "a.json")
-    assert "name a folder that holds it with --reference_data" in fails(main, "alpacaeval2", file)
-    assert "there is no folder" in fails(main, "alpacaeval2", file, "--reference_data", str(tmp_path / "none"))
-    (Path(made_reference_data) / "df_gamed.csv").unlink()
-    assert "holds no file df_gamed*.csv" in fails(main, "alpacaeval2", file, "--reference_data", made_reference_data)
