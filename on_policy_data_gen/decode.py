@@ -94,7 +94,10 @@ def main() -> None:
 def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
     """Answer what earlier runs left, then write each seed's file."""
     folder = Path(args.output_dir)
-    check_settings(folder / SETTINGS, settings_of(args, tokenizer.chat_template), has_output(folder))
+    started = has_output(folder)
+    check_settings(folder / SETTINGS, settings_of(args, tokenizer.chat_template), started)
+    if not started:
+        (folder / SKIPPED).unlink(missing_ok=True)  # of other settings, perhaps
     done = finished_responses(folder, args.seed)
     skipped = {row["prompt"] for row in read_skipped(folder)}
     pending = [prompt for prompt in prompts if prompt not in skipped and any(prompt not in done[s] for s in args.seed)]
@@ -111,12 +114,13 @@ def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
             args.trust_remote_code,
         )
         formatted = skip_long_prompts(folder, formatted, context_length(engine))
-        run_engines(args, engine, make_requests(args, formatted, done), formatted)
+        if requests := make_requests(args, formatted, done):
+            run_engines(args, engine, requests, formatted)
         done = finished_responses(folder, args.seed)
     for seed in args.seed:
         write_json(folder / f"output_{seed}.json", [done[seed][prompt] for prompt in sorted(done[seed])])
+        Journal.remove(folder, f"output_{seed}.*.jsonl")
         say(f"{folder / f'output_{seed}.json'}: {len(done[seed])} responses")
-    remove_journals(folder, args.seed)
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:
@@ -266,7 +270,7 @@ def run_engine(
     """Answer the requests; append each response to its seed's journal as it finishes."""
     from tqdm import tqdm
 
-    journals = {s: Journal(Path(args.output_dir) / "journal" / f"output_{s}.{rank}.jsonl") for s in args.seed}
+    journals = {seed: Journal(Path(args.output_dir), f"output_{seed}.{rank}.jsonl") for seed in args.seed}
     llm, tokens = start_engine(engine), 0
     with tqdm(total=len(requests), desc=f"engine {rank}", unit="response", position=rank, smoothing=0) as bar:
         for responses in generate(llm, requests, args.temperature, args.top_p, args.max_tokens):
@@ -277,12 +281,6 @@ def run_engine(
                 tokens += response.num_tokens
                 bar.update()
                 bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
-
-
-def remove_journals(folder: Path, seeds: list[int]) -> None:
-    for seed in seeds:
-        for path in (folder / "journal").glob(f"output_{seed}.*.jsonl"):
-            path.unlink()
 
 
 if __name__ == "__main__":

@@ -166,11 +166,11 @@ def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments,
     from reward_models import score_batches
 
     done = known_scores(Path(args.output_dir))
-    journal = Journal(Path(args.output_dir) / "journal" / f"scores.{processes.rank}.jsonl")
     share = rows[processes.rank :: processes.count]
     units = [[u for row in share[i : i + CHUNK] for u in units_of(model, row)] for i in range(0, len(share), CHUNK)]
     if all(unit_key(unit) in done for chunk in units for unit in chunk):
         return
+    journal = Journal(Path(args.output_dir), f"scores.{processes.rank}.jsonl")
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     model.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, args.torch_dtype))
 

@@ -84,10 +84,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Journal:
-    """Appends JSON lines to one file; a line is on its way to the disk when `append` returns."""
+    """Appends JSON lines to a file in folder/journal; a line is on its way to the disk when `append` returns."""
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(exist_ok=True)
+    def __init__(self, folder: Path, name: str):
+        path = folder / JOURNALS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
         self.file = path.open("ab", buffering=0)  # one write per call: a killed process loses at most that line
 
@@ -102,6 +103,11 @@ class Journal:
                 for line in file:
                     if line.endswith(b"\n"):
                         yield json.loads(line)
+
+    @staticmethod
+    def remove(folder: Path, pattern: str) -> None:
+        for path in (folder / JOURNALS).glob(pattern):
+            path.unlink()
 
 
 def cut_torn_line(path: Path) -> None:

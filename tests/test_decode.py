@@ -14,7 +14,8 @@ import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from decode import DecodeArguments, format_prompts, load_tokenizer, main, noise_seed
+from alignment.console import UserError
+from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main, noise_seed
 from prompts import load_prompts
 from run_folder import Journal, lock_folder, read_rows
 from vllm_engine import engine_settings, start_engine
@@ -287,6 +288,15 @@ def test_settings_that_the_engine_refuses(fails, tmp_path, llama, prompt_file):
 
 
 @pytest.mark.slow
+def test_no_prompt_fits(monkeypatch, tmp_path, llama, prompt_file):
+    argv = ["--output_dir", str(tmp_path), "--data_dir", prompt_file, "--model", llama, "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", ["decode.py", *argv, "--max_model_len", "8"])
+    main()
+    assert json.loads((tmp_path / "output_3.json").read_text()) == []
+    assert len(json.loads((tmp_path / "skipped_prompts.json").read_text())) == len(PROMPTS) + 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -326,12 +336,25 @@ def test_second_run_in_the_same_folder(fails, tmp_path, llama, prompt_file):
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_each_engine_gets_its_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    groups = [group["CUDA_VISIBLE_DEVICES"] for group in engine_environments(4, 2)]
+    assert groups == ["0,1", "2,3", "4,5", "6,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1,0,2,4,6")
+    assert engine_environments(2, 1) == [{"CUDA_VISIBLE_DEVICES": "7"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    with pytest.raises(UserError, match="data_parallel_size 3 x tensor_parallel_size 4 needs more than 8 GPUs"):
+        engine_environments(3, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert all(set(threads) == {"OMP_NUM_THREADS"} for threads in engine_environments(2, 1))
+
+
 def test_journal_survives_a_torn_line(tmp_path):
-    Journal(tmp_path / "journal" / "x.jsonl").append({"a": 1}, {"a": "\u00e9"})
+    Journal(tmp_path, "x.jsonl").append({"a": 1}, {"a": "\u00e9"})
     with (tmp_path / "journal" / "x.jsonl").open("ab") as file:
         file.write(b'{"a": "\xc3')
     assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}]
-    Journal(tmp_path / "journal" / "x.jsonl").append({"a": 3})
+    Journal(tmp_path, "x.jsonl").append({"a": 3})
     assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}, {"a": 3}]
 
 
@@ -367,8 +390,6 @@ def test_original_defaults():
 
 
 def test_rows_of_other_shapes_are_named(tmp_path):
-    from alignment.console import UserError
-
     path = tmp_path / "x.json"
     for content, words in (
         ("{}", "list"),
