@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from alignment.console import warn
+from alignment.run_folder import write_json
 from questions import Question
 from records import Row, write_lines
-from toolkit import write_json
 
 
 class AnswerFiles(NamedTuple):

@@ -28,6 +28,7 @@ from typing import Any
 
 from alignment import H4ArgumentParser
 from alignment.console import UserError, command, say, warn
+from alignment.run_folder import Journal, check_settings, lock_folder, write_json
 from alpaca_judging import annotate, annotator_config, read_pairs
 from judge_client import Endpoint, ask, check_endpoint, check_key, work_off
 from judging import (
@@ -44,7 +45,6 @@ from judging import (
 from mt_bench import WITH_REFERENCE
 from questions import BENCHMARKS, Question, check_benchmark, load_questions
 from records import Row, write_lines
-from toolkit import Journal, check_settings, lock_folder, write_json
 
 
 @dataclass

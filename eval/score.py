@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.console import UserError, command, say
+from alignment.run_folder import write_json
 from alpaca_eval2 import find_file, score_alpacaeval2
 from arena_hard import score_arena_hard
 from command_line import ArgumentParser
@@ -26,7 +27,6 @@ from mt_bench import score_mt_bench
 from published import published_points, published_rows
 from records import Row, read_rows
 from score_plot import plot_categories, plot_win_rates
-from toolkit import write_json
 
 TITLES = {"alpacaeval2": "AlpacaEval 2", "arenahard": "Arena-Hard v0.1", "mt-bench": "MT-Bench"}
 # (heading, key, decimals) of the printed table

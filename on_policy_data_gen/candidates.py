@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.console import UserError
-from run_folder import read_list, read_rows
+from alignment.run_folder import read_list, read_rows
 
 
 def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:

@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from alignment import H4ArgumentParser
 from alignment.console import UserError, command, say, warn
+from alignment.run_folder import Journal, check_settings, lock_folder, read_rows, weights_digest, write_json
+from alignment.vllm_engine import Request, context_length, engine_settings, generate, start_engine
 from prompts import load_prompts
-from run_folder import Journal, check_settings, lock_folder, read_rows, weights_digest, write_json
-from vllm_engine import Request, context_length, engine_settings, generate, start_engine
 
 SETTINGS = "decode_settings.json"
 SKIPPED = "skipped_prompts.json"

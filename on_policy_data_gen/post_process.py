@@ -17,7 +17,7 @@ from typing import Any
 
 from alignment import H4ArgumentParser
 from alignment.console import UserError, command, say
-from run_folder import lock_folder, read_rows, write_json
+from alignment.run_folder import lock_folder, read_rows, write_json
 
 FIELDS = {"prompt": str, "generated_text": str}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.console import UserError
-from run_folder import read_list
+from alignment.run_folder import read_list
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 

@@ -15,10 +15,10 @@ from conftest import ROOT, make_pairs, run_script, write_jsonl
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from alignment.console import UserError
+from alignment.run_folder import Journal, lock_folder, read_rows
+from alignment.vllm_engine import engine_settings, start_engine
 from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main, noise_seed
 from prompts import load_prompts
-from run_folder import Journal, lock_folder, read_rows
-from vllm_engine import engine_settings, start_engine
 
 DECODE = str(ROOT / "on_policy_data_gen" / "decode.py")
 SEEDS = [13, 21, 42, 79, 100]

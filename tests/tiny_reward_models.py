@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from reward_heads import ArmoRM, PairRM
 from tiny_models import CORPUS, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -17,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from reward_heads import ArmoRM, PairRM
 
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig, "gemma2": Gemma2Config}
 DECODERS["qwen2"] = Qwen2Config

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignment.console import UserError
+from .console import UserError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine

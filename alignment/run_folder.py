@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alignment.console import UserError
+from .console import UserError
 
 JOURNALS = "journal"
 
