@@ -158,7 +158,7 @@ def generate(
     engine = engine_settings(
         **{"model": args.model, "attention_backend": None} | engine_choices(args, settings),
     )
-    room, llm, journal = context_length(engine), start_engine(engine), Journal(files.work / "journal" / "answers.jsonl")
+    room, llm, journal = context_length(engine), start_engine(engine), Journal(files.work, "answers.jsonl")
     for turn in range(1, TURNS[args.benchmark] + 1):
         requests = []
         for question in questions:

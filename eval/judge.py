@@ -98,7 +98,7 @@ def judge_by_prompts(args: JudgeArguments, folder: Path) -> Path:
         record(args, output.with_suffix(".settings.json"), {"max_tokens": settings.max_tokens}, bool(replies))
         pending = [task for task in tasks if not task.is_done(replies.get(task.key, []))]
         say(f"{model}: {len(tasks)} judgments by {args.judge}, {len(tasks) - len(pending)} already there")
-        journal = Journal(work / "journal" / "replies.jsonl")
+        journal = Journal(work, "replies.jsonl")
 
         def judge_task(client: Any, task: Task) -> None:
             own = replies.setdefault(task.key, [])
@@ -149,7 +149,7 @@ def judge_alpacaeval2(args: JudgeArguments, folder: Path) -> Path:
         missing = [number for number, row in enumerate(own) if row["instruction"] not in done]
         if missing:
             check_endpoint(args.endpoint)
-            journal = Journal(work / "journal" / "replies.jsonl")
+            journal = Journal(work, "replies.jsonl")
             pairs = [own[number] for number in missing], [references[number] for number in missing]
             annotate(config, work, *pairs, args.endpoint, journal)
             done = {row["instruction"]: row for row in Journal.read(work, "replies.jsonl")}
