@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from .build_locks import remove_stale_build_locks
 from .console import UserError, warn
 
 # Spellings of older versions, read as today's. A callable turns (value) into {new key: value}.
@@ -194,6 +195,8 @@ def follow_machine(values: dict[str, Any], sources: dict[str, str]) -> None:
     """Fill in what the machine and the launcher decide: the CPU where there is no accelerator, the launcher's bf16."""
     import torch
 
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        remove_stale_build_locks()
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
         if "use_cpu" not in values:

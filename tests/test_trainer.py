@@ -7,6 +7,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM
 
 from alignment import DataArguments
+from alignment.build_locks import remove_stale_build_locks
 from alignment.console import UserError
 from alignment.preference_data import format_pairs
 from simpo_config import SimPOConfig
@@ -102,6 +103,23 @@ def test_dropout_is_off(pairs, args, tokenizer, model_folder):
     batch = trainer.data_collator([trainer.train_dataset[0]])
     first, second = (trainer.concatenated_forward(trainer.model, batch).chosen_logps for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_locks_of_killed_compilations_are_removed_and_held_ones_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    stale, held = tmp_path / "py311_cpu" / "one" / "lock", tmp_path / "py311_cpu" / "two" / "lock"
+    for lock in (stale, held):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    with held.open():
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two nodes: the other one may be compiling
+        remove_stale_build_locks()
+        assert stale.exists() and held.exists()
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        remove_stale_build_locks()
+        assert not stale.exists() and held.exists()
+    assert f"removing {stale}" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model_is_refused(pairs, args, tokenizer, model_folder):
