@@ -28,7 +28,7 @@ PREDICTIONS = """\
 2. decode's loop against vLLM's own `LLM.generate`: one JSON line per finished response is the only extra work, about
    0.1 ms against 10 ms of generation: 1 %.
 3. Batched scoring: a tiny reward model is limited by the overhead per call, as a large one is on a GPU: 3 to 5 times.
-   A 50 M one is limited by arithmetic on two cores, which batching does not reduce: 1.2 times.
+   One of 10 M weights is limited by arithmetic on two cores, which batching does not reduce: 1.2 times.
 """
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = one_engine_or_five(Path(folder), args.repeats)
         loops = engine_overhead(Path(folder), args.repeats + 2)
-        scoring = [batched_or_single(args.responses, size, args.repeats) for size in ("tiny", "50 M")]
+        scoring = [batched_or_single(args.responses, size, args.repeats) for size in ("tiny", "larger")]
     cores = len(os.sched_getaffinity(0))
     lines = [
         "# Data generation, both sides in turn",
@@ -102,7 +102,7 @@ def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
     from alignment.vllm_engine import Request, engine_settings, generate
 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
-    settings = engine_settings(tiny_llama(folder / "larger", **sizes), "bfloat16", 512, 1, None, False)
+    settings = engine_settings(tiny_llama(folder / "larger", **sizes), "float32", 512, 1, None, False)
     from vllm import LLM, SamplingParams
     from vllm.inputs.engine import tokens_input
 
@@ -128,37 +128,42 @@ def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
 
 
 def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, list[float], list[float]]:
-    """Random token ids of the lengths that real conversations have (about four characters to a token)."""
+    """Real responses, one at a time as the original does it (template, one forward pass), and through score_batches.
+
+    Their texts are cut to a quarter, because the tiny tokenizer has about one token per character.
+    """
     import torch
     from tiny_reward_models import tiny_classifier
+    from transformers import AutoModelForSequenceClassification
 
-    from reward_models import load_reward_model, make_batches
+    from reward_models import load_reward_model, score_batches
 
-    lengths = [
-        20 + (len(row["prompt"]) + len(row["generated_text"])) // 4
-        for path in sorted(responses.glob("output_*.json"))
-        for row in json.loads(path.read_text())
-    ]
-    chance = random.Random(0)
-    lengths = chance.sample(lengths, min(len(lengths), 400 if size == "tiny" else 60))
-    sequences = [chance.choices(range(4, 300), k=length) for length in lengths]
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+    rows = [row for path in sorted(responses.glob("output_*.json")) for row in json.loads(path.read_text())]
+    texts = [(row["prompt"], row["generated_text"]) for row in rows]
+    texts = random.Random(0).sample(texts, min(len(texts), 400 if size == "tiny" else 40))
+    units = list(dict.fromkeys((prompt[: len(prompt) // 4 + 1], text[: len(text) // 4]) for prompt, text in texts))
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
     with tempfile.TemporaryDirectory() as folder:
         name = tiny_classifier(Path(folder), "llama", **({} if size == "tiny" else sizes | {"head_dim": 64}))
         model = load_reward_model(name)
-        model.load(torch.device("cpu"), torch.float32 if size == "tiny" else torch.bfloat16)
+        model.load(torch.device("cpu"), torch.float32)
+        original = AutoModelForSequenceClassification.from_pretrained(name).eval()
 
     def single(repeat: int) -> None:
-        for ids in sequences:
-            model.values([ids])
+        for prompt, text in units:
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+            ids = model.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+            with torch.no_grad():
+                original(ids).logits.float().item()
 
     def batched(repeat: int) -> None:
-        for batch in make_batches(lengths, 16384):
-            model.values([sequences[i] for i in batch])
+        for _ in score_batches(model, units, 16384):
+            pass
 
     batched(0)  # warm
     weights = sum(p.numel() for p in model.model.parameters()) / 1e6
-    title = f"{len(lengths)} responses of {statistics.median(lengths):.0f} tokens (median), {weights:.1f} M weights"
+    length = statistics.median(len(model.encode(unit)) for unit in units)
+    title = f"{len(units)} responses of {length:.0f} tokens (median), {weights:.2g} M weights, float32"
     return title, *in_turn(repeats, single, batched)
 
 

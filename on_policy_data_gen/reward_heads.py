@@ -76,7 +76,9 @@ class ArmoRM(LlamaPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # padding on the right is never looked at by what comes before it: no mask, and a faster attention
+        needed = None if attention_mask[:, 0].all() else attention_mask
+        hidden = self.model(input_ids=input_ids, attention_mask=needed, use_cache=False).last_hidden_state
         rows = torch.arange(len(input_ids), device=input_ids.device)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (places * attention_mask).argmax(dim=1)

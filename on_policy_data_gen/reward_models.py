@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from alignment.chat_ids import ContentGuard, chat_ids
 from alignment.console import UserError
@@ -60,6 +61,8 @@ class RewardModel:
             UserError: they cannot be read, or lack the scoring head.
         """
         extra = {"trust_remote_code": True} if self.trust_remote_code else {}
+        if self.config.model_type == "gemma2":
+            extra["attn_implementation"] = "eager"  # the others do not cap its attention logits
         try:
             model, info = self.model_class.from_pretrained(
                 self.name, config=self.config, dtype=dtype, use_safetensors=True, output_loading_info=True, **extra
@@ -83,6 +86,8 @@ class RewardModel:
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Values (B,) of right-padded token ids (B, T)."""
+        if isinstance(self.model, GenericForSequenceClassification):  # a decoder: see ArmoRM.forward about the mask
+            return self.model(input_ids=input_ids, use_cache=False).logits.squeeze(-1)
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1)
 
     @torch.inference_mode()

@@ -136,17 +136,23 @@ def test_finished_run_does_nothing_again(five_seeds, llama, prompt_file, tmp_pat
 
 @pytest.mark.slow
 def test_killed_at_five_random_moments(five_seeds, llama, prompt_file, tmp_path):
-    chance, folder, kills = random.Random(), tmp_path / "out", [0]
-    for attempt in range(5):
+    chance, folder, kills, finished = random.Random(), tmp_path / "out", [0], 0
+    while len(kills) <= 5:
         process = Started(command(llama, prompt_file, folder)[1:]).process
         # the first one while the engine starts, the others after some more responses
         start, delay, more = time.time(), chance.uniform(0, 4), chance.randint(1, 20)
         while process.is_alive():
-            if time.time() - start >= delay if attempt == 0 else count_finished(folder) - kills[-1] >= more:
+            if time.time() - start >= delay if len(kills) == 1 else count_finished(folder) - kills[-1] >= more:
                 break
             time.sleep(0.002)
         process.kill()
         process.join()
+        if process.exitcode == 0:  # it was done before the kill came: begin again
+            finished += 1
+            assert finished < 5 and contents(folder) == contents(five_seeds), kills
+            shutil.rmtree(folder)
+            kills[-1] = 0
+            continue
         kills.append(count_finished(folder))
         assert process.exitcode == -signal.SIGKILL, kills
         assert not contents(folder)
@@ -154,7 +160,6 @@ def test_killed_at_five_random_moments(five_seeds, llama, prompt_file, tmp_path)
     with journal.open("a") as file:  # as a kill in the middle of a write leaves it
         file.write('{"prompt": "What is 3 pl')
     Started(command(llama, prompt_file, folder)[1:]).finish()
-    assert 0 < kills[-1] < len(PROMPTS) * len(SEEDS)
     assert contents(folder) == contents(five_seeds)
 
 
