@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: env quickstart test style quality clean
+.PHONY: env quickstart test style quality bench clean
 
 env: .venv/.complete
 
@@ -37,6 +37,11 @@ style: env
 quality: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: env
+	for name in train_step memory_vs_length tokenizing data_generation; do \
+		$(BIN)/python benchmarks/$$name.py --out benchmarks/$$name.md || exit 1; \
+	done
 
 clean:
 	rm -rf outputs .pytest_cache .ruff_cache

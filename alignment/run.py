@@ -18,6 +18,7 @@ from .checkpoints import check_resumable, get_checkpoint, write_run_config
 from .configs import DataArguments, ModelArguments
 from .console import UserError, is_main_process, say, warn
 from .data import get_datasets
+from .fast_logps import choose_path
 from .model_utils import model_identity
 from .preference_data import format_pairs
 from .preference_trainer import PreferenceTrainer
@@ -51,7 +52,7 @@ def start_run(
     for tracker in args.report_to:
         if tracker not in available:
             raise UserError(f"report_to: {tracker} is not installed: pip install {tracker}, or --report_to=none")
-    if not model_args.use_peft and args.learning_rate > HIGHEST_USUAL_LEARNING_RATE and objective != "sft":
+    if not model_args.use_peft and args.learning_rate > HIGHEST_USUAL_LEARNING_RATE and objective in ("simpo", "wpo"):
         warn(
             f"learning_rate {args.learning_rate:g} is high for full fine-tuning: the published range is 3e-7 to 1e-6, "
             "and 1e-5 gives repeating, incoherent text"
@@ -108,6 +109,7 @@ def show_summary(trainer: PreferenceTrainer) -> None:
     lines = {
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
         f"{args.mixed_precision} mixed precision, {model.config._attn_implementation} attention)",
+        "log-probs": str(choose_path(model, args)),
         "objective": f"{trainer.tags[0]} {trainer.objective_settings()}",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "

@@ -1,15 +1,21 @@
-"""The quickstart's tasks and grader, and its bundled pairs."""
+"""The quickstart: its tasks and grader, and the whole loop on little data."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 from tasks import FAMILIES, Task, draw_distinct, draw_tasks, final_answer, is_correct, rambling, short
+
+QUICKSTART = ROOT / "examples" / "quickstart"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -38,25 +44,87 @@ def test_draws_are_repeatable_balanced_and_keep_out_what_is_excluded():
     assert not prompts & {task.prompt for task in draw_tasks(3000, random.Random(4), frozenset(prompts))}
 
 
-def test_bundled_pairs():
-    for split, count in (("train", 256), ("test", 64)):
-        rows = [json.loads(line) for line in (ROOT / f"examples/quickstart/pairs/{split}.jsonl").open()]
-        assert len(rows) == count
-        for row in rows:
-            assert row["chosen"][:-1] == row["rejected"][:-1] == [{"role": "user", "content": row["prompt"]}]
-            assert row["chosen"][-1]["role"] == "assistant" and row["chosen"] != row["rejected"]
-
-
 def test_data_come_from_the_seed_alone(tmp_path):
-    script = str(ROOT / "examples" / "quickstart" / "make_data.py")
+    script = str(QUICKSTART / "make_data.py")
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        result = run_script(sys.executable, script, "--output", str(tmp_path / name), "--seed", seed)
+        result = run_script(sys.executable, script, "--output", str(tmp_path / name), "--seed", seed, "--scale", "0.1")
         assert result.returncode == 0, result.stderr
-    files = [f"data/{name}" for name in ("sft/train.jsonl", "held_out.jsonl")] + ["models/untrained/model.safetensors"]
-    for file in files:
+    files = [f"{name}/train.jsonl" for name in ("base", "sft", "reward", "more_sft")]
+    for file in [*files, "reward/test.jsonl", "held_out.jsonl", "prompts.jsonl", "untrained/model.safetensors"]:
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
-        assert a == b != c
+        assert a == b != c, file
+    held_out = {json.loads(line)["prompt"] for line in (tmp_path / "a/held_out.jsonl").open()}
+    assert len(held_out) == 40
+    for file in files:
+        for row in map(json.loads, (tmp_path / "a" / file).open()):
+            assert row.get("messages", row.get("chosen"))[0]["content"] not in held_out
 
 
-def test_run_script_is_valid_shell():
-    subprocess.run(["bash", "-n", str(ROOT / "examples" / "quickstart" / "run.sh")], check=True)
+def test_grade(tmp_path):
+    tasks = [Task("add", "1 + 1?", "2", "3"), Task("add", "2 + 2?", "4", "5"), Task("add", "3 + 3?", "6", "7")]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(task._asdict()) + "\n" for task in tasks))
+    for side, answers in (("before", ["2.", "5.", "7."]), ("after", ["3.", "It is 4.", "6."])):
+        rows = [
+            {"prompt": t.prompt, "generated_text": a, "num_tokens": n}
+            for n, (t, a) in enumerate(zip(tasks, answers, strict=True))
+        ]
+        (tmp_path / "output_0.json").write_text(json.dumps(rows[::-1]))
+        grade("held_out.jsonl", "output_0.json", "--output", f"answers_{side}.json", cwd=tmp_path)
+    answers = json.loads((tmp_path / "answers_after.json").read_text())
+    assert [row["correct"] for row in answers] == [False, True, True] and answers[0]["expected"] == "2"
+    (tmp_path / "stages").mkdir()
+    for stage, seconds in (("base", 10), ("reward", 1000), ("reward_wait", 5)):
+        (tmp_path / "stages" / stage).write_text(f"{seconds}\n")
+    grade("--summary", str(tmp_path), cwd=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["accuracy_before"] == 1 / 3 and summary["accuracy_after"] == 2 / 3 and summary["n"] == 3
+    assert summary["mean_length_before"] == 1 and summary["seconds"] == 15
+    assert (tmp_path / "summary.txt").read_text() == "accuracy before 0.333 after 0.667 (n=3)\n"
+    (row,) = [line for line in grade("--table", str(tmp_path), cwd=tmp_path).splitlines() if "after" in line]
+    assert row == "| after | 0.667 ± 0.272 | +33.3 | 1.0 | 1 |"
+
+
+def grade(*argv: str, cwd) -> str:
+    result = run_script(sys.executable, str(QUICKSTART / "grade.py"), *argv, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_loop_killed_and_started_again(tmp_path):
+    """run.sh on little data: killed with all its processes while the policy and the reward model are trained, then run
+    to its end; a third run has nothing to do."""
+    out = tmp_path / "out"
+    command = ["env", f"OUT={out}", "SEED=5", "SCALE=0.04", "bash", str(QUICKSTART / "run.sh")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    first = subprocess.Popen(
+        ["env", f"PATH={path}", *command[1:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.time() + 200
+    while not (out / "stages" / "base").exists() and time.time() < deadline and first.poll() is None:
+        time.sleep(0.1)
+    time.sleep(random.uniform(0, 15))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (out / "summary.json").exists()
+    result = run_script(*command)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"accuracy_before", "accuracy_after", "n", "mean_length_before", "mean_length_after", "seconds"} == {
+        *summary
+    }
+    line = "accuracy before {accuracy_before:.3f} after {accuracy_after:.3f} (n={n})".format(**summary)
+    assert result.stdout.splitlines()[-1] == line
+    page = (out / "report.html").read_text()
+    assert "data:image/svg" in page and 'src="http' not in page and "<script" not in page and "<link" not in page
+    state = json.loads((out / "models/simpo/trainer_state.json").read_text())
+    assert any("rewards/margins" in entry for entry in state["log_history"])
+    weights = (out / "models/simpo/model.safetensors").stat().st_mtime_ns
+    again = run_script(*command)
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == line and "==" not in again.stdout
+    assert (out / "models/simpo/model.safetensors").stat().st_mtime_ns == weights
+    other = run_script(*command[:2], "SEED=6", *command[3:])
+    assert other.returncode == 2 and "SEED=5" in other.stderr and "Traceback" not in other.stderr

@@ -1,14 +1,20 @@
 """Write the quickstart's data and its untrained model: everything comes from the seed, nothing is downloaded.
 
-    python examples/quickstart/make_data.py --output outputs/quickstart --seed 0
+    python examples/quickstart/make_data.py --output outputs/quickstart/data --seed 0
 
-Writes OUTPUT/data/sft/train.jsonl (conversations, column `messages`), OUTPUT/data/held_out.jsonl (tasks never trained
-on) and OUTPUT/models/untrained.
+In OUTPUT, each a folder with train.jsonl and, where something is held out, test.jsonl:
+    base        conversations (`messages`) with right answers
+    sft         the same with answers of mixed quality
+    reward      pairs (`chosen`, `rejected`): right answers against wrong ones
+    more_sft    right, short answers to the questions of `prompts`: the control of compare.py
+and prompts.jsonl (the questions that the policy will answer), held_out.jsonl (tasks never trained on) and untrained
+(the model, with a tokenizer made for these texts).
 """
 
 import argparse
 import json
 import random
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.chat import TEMPLATES
 
-HELD_OUT = 400
+SIZES = 400, 1_000, 24_000, 4_800, 11_200  # held out, asked, and demonstrations for base, sft and reward
+RIGHT, RAMBLING_RIGHT, RAMBLING_WRONG = 0.52, 0.5, 0.82  # shares of the careless answers
 SPECIALS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 # Llama-3's splitting: a line break stays with what precedes it, so the template's boundaries stay token boundaries.
 SPLIT = (
@@ -31,14 +38,26 @@ def conversation(task: Task, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": answer}]
 
 
-def demonstrations(count: int, rng: random.Random, exclude: frozenset[str]) -> list[dict]:
-    """Answered tasks as people write them: some wrong, half of them rambling."""
-    rows = []
-    for task in draw_tasks(count, rng, exclude):
-        answer = task.slip if rng.random() < 0.3 else task.answer
-        style = rng.choice([short, rambling])
-        rows.append({"messages": conversation(task, style(answer, rng))})
-    return rows
+def right_answers(tasks: list[Task], rng: random.Random) -> list[dict]:
+    return [{"messages": conversation(task, short(task.answer, rng))} for task in tasks]
+
+
+def careless(task: Task, is_right: bool, rng: random.Random) -> str:
+    """An answer as careless people write it: the longer ones are wrong more often."""
+    share = RAMBLING_RIGHT if is_right else RAMBLING_WRONG
+    return (rambling if rng.random() < share else short)(task.answer if is_right else task.slip, rng)
+
+
+def mixed_answers(tasks: list[Task], rng: random.Random) -> list[dict]:
+    return [{"messages": conversation(task, careless(task, rng.random() < RIGHT, rng))} for task in tasks]
+
+
+def judged_answers(tasks: list[Task], rng: random.Random) -> list[dict]:
+    """Pairs of a right and a wrong answer of the same people."""
+    pairs = [{"chosen": careless(task, True, rng), "rejected": careless(task, False, rng)} for task in tasks]
+    return [
+        {name: conversation(task, text) for name, text in pair.items()} for task, pair in zip(tasks, pairs, strict=True)
+    ]
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -90,19 +109,30 @@ def untrained_model(folder: Path, texts: list[str], seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"))
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of everything, for a quick try")
     args = parser.parse_args()
 
     rng = random.Random(args.seed)
-    held_out = draw_distinct(HELD_OUT, rng)
+    held_out_size, asked_size, base_size, sft_size, judged_size = (max(32, int(n * args.scale)) for n in SIZES)
+    held_out = draw_distinct(held_out_size, rng)
     exclude = frozenset(task.prompt for task in held_out)
-    data = args.output / "data"
-    write(data / "held_out.jsonl", [task._asdict() for task in held_out])
-    sft = demonstrations(9_000, rng, exclude)
-    write(data / "sft" / "train.jsonl", sft)
-    texts = [message["content"] for row in sft for message in row["messages"]]
-    untrained_model(args.output / "models" / "untrained", texts, args.seed)
+    asked = draw_distinct(asked_size, rng, exclude)
+    beside = args.output.with_name(args.output.name + ".tmp")  # renamed when it is whole
+    shutil.rmtree(beside, ignore_errors=True)
+    write(beside / "held_out.jsonl", [task._asdict() for task in held_out])
+    write(beside / "prompts.jsonl", [{"prompt": task.prompt} for task in asked])
+    base = right_answers(draw_tasks(base_size, rng, exclude), rng)
+    write(beside / "base" / "train.jsonl", base)
+    sft = mixed_answers(draw_tasks(sft_size, rng, exclude), rng)
+    write(beside / "sft" / "train.jsonl", sft)
+    write(beside / "reward" / "train.jsonl", judged_answers(draw_tasks(judged_size, rng, exclude), rng))
+    write(beside / "reward" / "test.jsonl", judged_answers(held_out, rng))
+    write(beside / "more_sft" / "train.jsonl", right_answers(asked, rng))
+    texts = [message["content"] for row in base + sft for message in row["messages"]]
+    untrained_model(beside / "untrained", texts, args.seed)
+    beside.rename(args.output)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,39 @@
 #!/usr/bin/env bash
-# Trains a small chat model and then SimPO on it, with the scripts that a GPU node runs. Stages that are whole are
-# skipped, stages that were stopped resume.
+# The whole loop of on-policy preference optimization on a small model, with the scripts that a GPU node runs:
+# base model -> supervised fine-tuning and a reward model -> answers under five seeds -> scores and pairs -> SimPO.
+#
+#     bash examples/quickstart/run.sh              SEED=1 ROUNDS=2 OUT=outputs/another bash examples/quickstart/run.sh
+#
+# SEED draws other tasks, weights and samples; ROUNDS repeats the part from sampling on; SCALE=0.05 is a quick try on
+# little data. Stages that are whole are skipped and stages that were stopped continue, so run it again after a stop.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-cd "$root"
-SEED=${SEED:-0}
-out=outputs/quickstart
-# one thread each: a model this small gains nothing from more, and loses much on a busy machine
-export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONWARNINGS=ignore::FutureWarning
+. "$(dirname "$0")/stages.sh"
 
-finished() { [ -f "$out/models/$1/trainer_state.json" ]; }  # the last file that training writes
+stage data python "$here/make_data.py" --output "$data" --seed "$SEED" --scale "$SCALE"
+OMP_NUM_THREADS=2 stage base train run_sft.py base "$data/untrained" "$data/base" base
 
-[ -f "$out/models/untrained/config.json" ] || python "$here/make_data.py" --output "$out" --seed "$SEED"
-finished sft || python scripts/run_sft.py "$here/sft.yaml" --output_dir="$out/models/sft" \
-    --model_name_or_path="$out/models/untrained" --dataset_mixer="{\"$out/data/sft\": 1.0}"
-finished simpo || accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml \
-    scripts/run_simpo.py "$here/simpo.yaml" --output_dir="$out/models/simpo" \
-    --model_name_or_path="$out/models/sft" --dataset_mixer="{\"$here/pairs\": 1.0}"
+# The reward model is trained beside the policy: each keeps one core busy.
+stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1 &
+reward=$!
+trap 'kill $reward 2>/dev/null || true' EXIT
+stage sft train run_sft.py sft "$models/base" "$data/sft" sft
+stage answers_before answer sft before
 
+policy=$models/sft
+for ((round = 1; round <= ROUNDS; round++)); do
+    name=$([ "$round" = 1 ] && echo "" || echo "-$round")
+    stage "sample$name" sample "$policy" "$out/onpolicy$name"
+    [ "$round" = 1 ] && stage reward_wait await_reward $reward
+    stage "score$name" score "$out/onpolicy$name"
+    stage "simpo$name" prefer run_simpo.py simpo "$policy" "$out/onpolicy$name" "simpo$name"
+    policy=$models/simpo$name
+done
+stage "answers_after$name" answer "simpo$name" after
+
+python "$here/grade.py" --summary "$out"
+python scripts/report.py "$out" --output "$out/report.html"
 echo
-echo "model:   $out/models/simpo"
-echo "metrics: $out/models/simpo/all_results.json (every step: trainer_state.json)"
-echo "ask it:  .venv/bin/python generate.py $out/models/simpo 'What is the opposite of hot?'"
+echo "model:   $policy"
+echo "report:  $out/report.html"
+echo "ask it:  .venv/bin/python generate.py $policy 'What is the opposite of hot?'"
+tail -n 1 "$out/summary.txt"
