@@ -51,7 +51,10 @@ class AnnotateArguments:
     torch_dtype: Literal["bfloat16", "float16", "float32"] = field(
         default="bfloat16", metadata={"help": "Precision of the reward model (ArmoRM's heads: always float32)."}
     )
-    batch_tokens: int = field(default=16384, metadata={"help": "Tokens of one forward pass, padding included."})
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of one forward pass, padding included (16384 on a GPU, 2048 on a CPU)."},
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the reward model."})
     pair_selection: Literal["max_min", "wpo_v2", "random_rejected"] = field(
         default="max_min", metadata={"help": "Rule that picks chosen and rejected; see pair_selection.py."}
@@ -79,7 +82,7 @@ class AnnotateArguments:
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction: must be between 0 and 1, got {self.test_fraction}")
-        if self.batch_tokens < 1 or self.min_margin < 0:
+        if (self.batch_tokens is not None and self.batch_tokens < 1) or self.min_margin < 0:
             raise UserError("batch_tokens must be at least 1 and min_margin not negative")
 
 

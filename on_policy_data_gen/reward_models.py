@@ -100,7 +100,7 @@ class RewardModel:
         device = self.model.device
         return self.forward(input_ids.to(device), mask.to(device)).float().tolist()
 
-    def score(self, prompt: str, responses: Sequence[str], batch_tokens: int = 16384) -> list[float]:
+    def score(self, prompt: str, responses: Sequence[str], batch_tokens: int | None = None) -> list[float]:
         """Score the responses to one prompt."""
         units = self.units(prompt, responses)
         found = {u: v for batch in score_batches(self, units, batch_tokens) for u, v in batch}
@@ -223,10 +223,10 @@ def make_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def score_batches(
     model: RewardModel,
     units: Sequence[Unit],
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     is_done: Callable[[Unit], bool] = lambda unit: False,
 ) -> Iterator[list[tuple[Unit, float]]]:
-    """Yield the values of one batch after the other.
+    """Yield the values of one batch after the other; without batch_tokens, 16384 on a GPU and 2048 on a CPU.
 
     The batches are those of all the units, less the ones that are done: a continued run computes every value in the
     same batch as an uninterrupted one, and so to the same last bit.
@@ -235,6 +235,8 @@ def score_batches(
     if all(map(is_done, units)):
         return
     encoded = [model.encode(unit) for unit in units]
+    if batch_tokens is None:  # a CPU gains nothing from more, and loses its cache
+        batch_tokens = 2048 if model.model.device.type == "cpu" else 16384
     for batch in make_batches([len(ids) for ids in encoded], batch_tokens):
         if rest := [i for i in batch if not is_done(units[i])]:
             values = model.values([encoded[i] for i in rest])
