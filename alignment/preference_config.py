@@ -28,6 +28,16 @@ class PreferenceConfig(TrainingArguments):
     use_wpo_weighting: bool = field(
         default=False, metadata={"help": "Weight each pair by how likely the policy itself would write it (WPO)."}
     )
+    fused_logps: bool | None = field(
+        default=None, metadata={"help": "Log-probabilities without the logits (where the model allows; false: never)."}
+    )
+    shared_prompt: bool | None = field(
+        default=None,
+        metadata={"help": "Run a pair's prompt once for both responses (where the attention allows; false: never)."},
+    )
+    padding_free: bool | None = field(
+        default=None, metadata={"help": "Run a batch as one row without padding (off; see benchmarks/README.md)."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     label_pad_token_id: int = field(default=-100, metadata={"help": "Label that marks tokens not to be predicted."})
     padding_value: int | None = field(default=None, metadata={"help": "Id that fills batches (the pad token)."})
@@ -61,5 +71,7 @@ class PreferenceConfig(TrainingArguments):
                 f"max_prompt_length ({self.max_prompt_length}) must be positive and below max_length "
                 f"({self.max_length}), or nothing of the response is left to train on"
             )
+        if self.fused_logps is False and (self.shared_prompt or self.padding_free):
+            raise ValueError("shared_prompt, padding_free: parts of the fast path, which fused_logps: false turns off")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing ({self.label_smoothing}) must be in [0, 0.5)")

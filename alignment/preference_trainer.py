@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.trainer_callback import TrainerCallback
 
 from .console import UserError
+from .fast_logps import choose_path, fast_logps
 from .generations import write_generations
 from .logps import ResponseLogps, get_batch_logps, plain_logps
 from .losses import PreferenceLoss, wpo_weights
@@ -110,6 +111,10 @@ class PreferenceTrainer(Trainer):
                 eval_dataset = {name: self._tokenize(dataset, name, args) for name, dataset in eval_dataset.items()}
             else:
                 eval_dataset = self._tokenize(eval_dataset, "test", args)
+        if train_dataset is not None and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
+            lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
+            train_dataset = train_dataset.add_column(args.length_column_name, lengths)
         if data_collator is None:
             pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
             data_collator = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
@@ -170,7 +175,10 @@ class PreferenceTrainer(Trainer):
         """Log-probabilities of 2B responses, the chosen ones first, from one forward pass."""
         # (B, 2, T) to (2B, T): [chosen; rejected]
         rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "attention_mask", "labels")}
-        return plain_logps(model, **rows, label_pad_token_id=self.args.label_pad_token_id, with_weights=with_weights)
+        rows |= {"label_pad_token_id": self.args.label_pad_token_id, "with_weights": with_weights}
+        core = self.accelerator.unwrap_model(model)
+        path = choose_path(core, self.args)
+        return fast_logps(model, core, path, **rows) if path.fused else plain_logps(model, **rows)
 
     def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> PairOutputs:
         """Run the policy once over chosen and rejected together (and the reference, where the objective needs it).

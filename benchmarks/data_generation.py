@@ -157,7 +157,7 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
                 original(ids).logits.float().item()
 
     def batched(repeat: int) -> None:
-        for _ in score_batches(model, units, 16384):
+        for _ in score_batches(model, units):
             pass
 
     batched(0)  # warm

@@ -127,3 +127,11 @@ def test_a_tokenizer_of_another_model_is_refused(pairs, args, tokenizer, model_f
     model.resize_token_embeddings(100)
     with pytest.raises(UserError, match="the model embeds 100"):
         SimPOTrainer(model, args, train_dataset=pairs["train"], processing_class=tokenizer)
+
+
+def test_grouped_by_length(pairs, args, tokenizer, model_folder):
+    args.train_sampling_strategy = "group_by_length"
+    trainer = SimPOTrainer(model_folder, args, train_dataset=pairs["train"], processing_class=tokenizer)
+    row = trainer.train_dataset[0]
+    assert row["length"] == max(len(row["chosen_input_ids"]), len(row["rejected_input_ids"]))
+    assert trainer.train().global_step == 2
