@@ -52,7 +52,7 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
     if config.model_type not in MODELS:
         reason = f"{config.model_type} models are not known to it"
     elif type(head) is not nn.Linear:
-        reason = f"the head is a {type(head).__name__}"
+        reason = f"the head is a {type(head).__module__}.{type(head).__name__}"
     if args.fused_logps and reason:
         raise UserError(f"fused_logps: not for this model: {reason}")
     if reason or args.fused_logps is False:

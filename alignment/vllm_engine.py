@@ -38,10 +38,13 @@ def set_defaults() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # a forked worker would inherit the folder's lock and hold it after this process was killed
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of every setting that the CPU needs
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of every setting that the CPU needs
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in a third of the time
 
@@ -72,6 +75,7 @@ def engine_settings(
         "trust_remote_code": trust_remote_code,
         "load_format": "safetensors",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if attention_backend is not None:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend

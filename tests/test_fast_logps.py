@@ -223,8 +223,10 @@ def test_what_is_chosen_and_refused(tmp_path, model_folder):
     with pytest.raises(UserError, match="shared_prompt: flash_attention_2"):
         choose(shared_prompt=True)
     model.config._attn_implementation = "sdpa"
-    model.lm_head = nn.Sequential(model.lm_head)
-    assert str(choose()) == "plain (the head is a Sequential)"
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
+    assert str(choose()) == "plain (the head is a peft.tuners.lora.layer.Linear)"
     with pytest.raises(UserError, match="fused_logps: not for this model"):
         choose(fused_logps=True)
     with pytest.raises(ValueError, match="shared_prompt, padding_free: parts of"):

@@ -10,7 +10,11 @@ set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 
 stage data python "$here/make_data.py" --output "$data" --seed "$SEED" --scale "$SCALE"
-OMP_NUM_THREADS=2 stage base train run_sft.py base "$data/untrained" "$data/base" base
+# DeepSpeed compiles a part of itself once for each environment: meanwhile, on the other core.
+build_deepspeed > "$out/build.log" 2>&1 &
+build=$!
+stage base train run_sft.py base "$data/untrained" "$data/base" base
+wait $build || true # SimPO's start would show what is wrong
 
 # The reward model is trained beside the policy: each keeps one core busy.
 stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1 &

@@ -6,6 +6,7 @@ SEED=${SEED:-0} ROUNDS=${ROUNDS:-1} SCALE=${SCALE:-1} out=${OUT:-outputs/quickst
 data=$out/data models=$out/models
 # one thread for each process: a model this small gains little from more, and loses much when they wait for a core
 export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONWARNINGS=ignore::FutureWarning TOKENIZERS_PARALLELISM=false
+export TORCH_CPP_LOG_LEVEL=ERROR
 
 mkdir -p "$out/stages"
 if [ "$(cat "$out/seed" 2>/dev/null || echo "$SEED")" != "$SEED" ]; then
@@ -55,6 +56,11 @@ prefer() { # prefer SCRIPT CONFIG START DATA NAME: models/NAME from START and pa
     accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml --mixed_precision no \
         --main_process_port 0 "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
         --dataset_mixer="{\"$4/datasets\": 1.0}" --seed="$SEED"
+}
+
+build_deepspeed() {
+    python -c "from alignment.build_locks import remove_stale_build_locks; remove_stale_build_locks()
+from deepspeed.comm.torch import build_shm_op; build_shm_op()"
 }
 
 await_reward() { # await_reward PROCESS
