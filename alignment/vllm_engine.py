@@ -1,5 +1,6 @@
 """One vLLM engine that answers requests and hands over each response as it finishes. Imports vLLM only when started."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def set_defaults() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of every setting that the CPU needs
+        level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of every setting that the CPU needs
+        logging.getLogger("vllm").setLevel(level)
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
