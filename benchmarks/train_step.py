@@ -207,7 +207,7 @@ def report(args: argparse.Namespace, results: dict[tuple[str, str], dict[str, li
     lines = [
         "# A training step",
         f"\nMachine: {len(os.sched_getaffinity(0))} cores, {args.device}, {platform.machine()}, "
-        f"{rate:.0f} GFLOP/s in matrix products (median over both precisions). Date: {time.strftime('%Y-%m-%d')}. "
+        f"{rate:.0f} GFLOP/s in matrix products (median). Date: {time.strftime('%Y-%m-%d')}. "
         f"Model: Llama-like, hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocabulary:,}; {args.pairs} "
         f"pairs a step, {args.rounds} rounds of {args.steps - 1} counted steps.",
         f"\nPrediction, written before the run:\n\n{PREDICTIONS}",
