@@ -166,7 +166,7 @@ def mean_logits(
     dtype = compute_dtype(flat)
     with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
         if softcap is None:  # linear: the mean of the logits is the logit of the mean
-            mean = flat.float() @ head.weight.float().mean(dim=0)
+            mean = flat.float() @ head.weight.mean(dim=0, dtype=torch.float32)
             return (mean if head.bias is None else mean + head.bias.float().mean())[places]
         weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
         found = torch.zeros(len(flat), dtype=torch.float32, device=flat.device)

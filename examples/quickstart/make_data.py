@@ -6,7 +6,7 @@ In OUTPUT, each a folder with train.jsonl and, where something is held out, test
     base        conversations (`messages`) with right answers
     sft         the same with answers of mixed quality
     reward      pairs (`chosen`, `rejected`): right answers against wrong ones
-    more_sft    right, short answers to the questions of `prompts`: the control of compare.py
+    more_sft    right, short answers to the questions of `prompts`: the control of compare.sh
 and prompts.jsonl (the questions that the policy will answer), held_out.jsonl (tasks never trained on) and untrained
 (the model, with a tokenizer made for these texts).
 """
