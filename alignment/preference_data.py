@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,14 @@ from .console import UserError
 from .tokenization import RESPONSES, PairTokenizer
 
 TEXT_COLUMNS = ("prompt", *RESPONSES)
+IDS = List(Value("int32"))
+FLAGS = ("prompt_cut", "response_cut", "identical", "empty")
+# Said beforehand, or `datasets` looks at every token to guess them.
+TOKEN_FEATURES = Features(
+    {"prompt_input_ids": IDS}
+    | {f"{name}_{what}": IDS for name in RESPONSES for what in ("input_ids", "labels")}
+    | {flag: Value("bool") for flag in FLAGS}
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ def map_rows(
     **kwargs: Any,
 ) -> Dataset:
     """`Dataset.map`, cached under a fingerprint of `key`: a tokenizer's own hash changes as it is used."""
-    num_proc = min(num_proc or 1, max(1, len(dataset) // 100))
+    num_proc = min(num_proc or 1, max(1, len(dataset) // 1000))  # a batch of `map` for each, at least
     if num_proc > 1:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process, and no warning after each fork
     return dataset.map(
@@ -67,11 +75,11 @@ def format_pairs(
 ) -> DatasetDict:
     """Render messages to the string columns prompt, chosen and rejected, which are all that is kept."""
 
-    def to_text(row: Mapping[str, Any]) -> dict[str, str]:
-        formatted = apply_chat_template(
-            dict(row), tokenizer, "simpo", data_args.auto_insert_empty_system_msg, data_args.header_in_prompt
-        )
-        return {name: formatted[f"text_{name}"] for name in TEXT_COLUMNS}
+    def to_text(batch: Mapping[str, list[Any]]) -> dict[str, list[str]]:
+        rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        options = (data_args.auto_insert_empty_system_msg, data_args.header_in_prompt)
+        formatted = [apply_chat_template(row, tokenizer, "simpo", *options) for row in rows]
+        return {name: [row[f"text_{name}"] for row in formatted] for name in TEXT_COLUMNS}
 
     settings = (data_args.auto_insert_empty_system_msg, data_args.header_in_prompt)
     formatted = DatasetDict()
@@ -81,6 +89,7 @@ def format_pairs(
             to_text,
             ("format_pairs", tokenizer_key(tokenizer), settings),
             data_args.preprocessing_num_workers,
+            batched=True,
             remove_columns=dataset.column_names,
             desc=f"Formatting {split}",
         )
@@ -104,10 +113,11 @@ def tokenize_pairs(
         ("tokenize_pairs", tokenizer_key(tokenize.tokenizer), settings),
         num_proc,
         batched=True,
+        features=TOKEN_FEATURES,
         remove_columns=dataset.column_names,
         desc=f"Tokenizing {name}",
     )
-    flags = {flag: tokens[:][flag] for flag in ("identical", "empty", "prompt_cut", "response_cut")}
+    flags = tokens.select_columns(list(FLAGS))[:]
     kept = [i for i, bad in enumerate(zip(flags["identical"], flags["empty"], strict=True)) if not any(bad)]
     report = DataReport(
         rows=len(kept),

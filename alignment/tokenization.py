@@ -56,7 +56,7 @@ class PairTokenizer:
         """
         prompts, size = batch["prompt"], len(batch["prompt"])
         joint = [p + r for name in RESPONSES for p, r in zip(prompts, batch[name], strict=True)]
-        ids = self.tokenizer([*prompts, *joint], add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self._ids([*prompts, *joint])
         columns: dict[str, list[Any]] = {}
         for row, (prompt, chosen, rejected) in enumerate(
             zip(ids[:size], ids[size : 2 * size], ids[2 * size :], strict=True)
@@ -81,7 +81,7 @@ class PairTokenizer:
         starts = [len(prompt) - (ids[: len(prompt)] != prompt) for ids in joint]
         prompts = [ids[:start] for ids, start in zip(joint, starts, strict=True)]
         responses = [ids[start:] for ids, start in zip(joint, starts, strict=True)]
-        if sum(a != b for a, b in zip(*prompts, strict=False)) > 1:
+        if prompts[0] != prompts[1] and sum(a != b for a, b in zip(*prompts, strict=False)) > 1:
             raise ValueError("the prompt's tokens differ between chosen and rejected in more than the last one")
 
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -109,6 +109,16 @@ class PairTokenizer:
         # The first token of a row is predicted by nothing, so a lone response token without prompt is none to train on.
         row["empty"] = any(len(response) <= (not p) for p, response in zip(prompts, kept, strict=True))
         return row
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids without special tokens. A Rust tokenizer is asked itself, which spares the masks and offsets."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rust = self.tokenizer.backend_tokenizer
+        rust.no_truncation()
+        rust.no_padding()
+        rust.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _cut_prompt(self, ids: list[int]) -> list[int]:
         return ids[-self.max_prompt_length :] if self.truncation_mode == "keep_end" else ids[: self.max_prompt_length]

@@ -117,6 +117,17 @@ def test_what_is_cut_and_dropped_is_counted(tokenizer):
         tokenize_pairs(text.remove_columns("prompt"), PairTokenizer(tokenizer, 128, 64), "train")
 
 
+def test_two_processes_prepare_what_one_does(tokenizer):
+    rows = make_pairs(2100)
+    tokens = []
+    for processes in (1, 2):
+        data = DatasetDict(train=Dataset.from_list(rows))
+        text = format_pairs(data, tokenizer, DataArguments(preprocessing_num_workers=processes))["train"]
+        tokens.append(tokenize_pairs(text, PairTokenizer(tokenizer, 128, 64), "train", processes)[0])
+    assert tokens[0][:] == tokens[1][:] and len(tokens[0]) == 2100
+    assert not tokens[0].cache_files  # both were computed
+
+
 def test_another_template_is_not_served_from_the_cache(tokenizer, folder):
     write_jsonl(folder / "train.jsonl", good())
     data = get_datasets({str(folder): 1.0}, ["train"])
