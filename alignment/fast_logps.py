@@ -151,12 +151,28 @@ def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def chunk_of_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None
-) -> torch.Tensor:
-    """(n, V) float32 logits of (n, H) hidden states."""
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+class Logits:
+    """Float32 logits of up to `rows` hidden states at a time, in memory that is used again (fresh memory costs a CPU as
+    much time as the arithmetic on it)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, rows: int):
+        self.weight, self.bias, self.softcap = weight, bias, softcap
+        self.product = weight.new_empty(rows, len(weight))
+        self.logits = self.product if weight.dtype == torch.float32 else self.product.float()
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, V) float32 logits of (n, H) hidden states, until the next call."""
+        logits, product = self.logits[: len(hidden)], self.product[: len(hidden)]
+        torch.mm(hidden, self.weight.T, out=product)
+        if product.dtype != torch.float32:
+            logits.copy_(product)
+        if self.bias is not None:
+            logits += self.bias
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def cast(self, values: torch.Tensor) -> torch.Tensor:
+        """(n, V) values in the weights' precision, until the next call of `of`."""
+        return values if self.product is self.logits else self.product[: len(values)].copy_(values)
 
 
 def mean_logits(
@@ -168,10 +184,10 @@ def mean_logits(
         if softcap is None:  # linear: the mean of the logits is the logit of the mean
             mean = flat.float() @ head.weight.mean(dim=0, dtype=torch.float32)
             return (mean if head.bias is None else mean + head.bias.float().mean())[places]
-        weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+        logits = Logits(head.weight.to(dtype), head.bias, softcap, min(rows, len(flat)))
         found = torch.zeros(len(flat), dtype=torch.float32, device=flat.device)
         for some in places.unique().split(rows):
-            found[some] = chunk_of_logits(flat[some].to(dtype), weight, bias, softcap).mean(dim=1)
+            found[some] = logits.of(flat[some].to(dtype)).mean(dim=1)
         return found[places]
 
 
@@ -198,17 +214,20 @@ class HeadLogps(torch.autograd.Function):
         Args:
             hidden: (N, H); weight: (V, H); bias: (V,); labels: (N,) int64.
         """
-        ctx.softcap, ctx.rows, ctx.dtype = softcap, rows, compute_dtype(hidden)
+        ctx.softcap, ctx.rows, ctx.dtype = softcap, min(rows, len(hidden)), compute_dtype(hidden)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         norms, squares = torch.empty_like(logps), torch.empty_like(logps)
-        used, used_bias = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            logits = chunk_of_logits(hidden[part].to(ctx.dtype), used, used_bias, softcap)
-            norms[part] = logits.logsumexp(dim=1)
-            logps[part] = logits.gather(1, labels[part].unsqueeze(1)).squeeze(1) - norms[part]
-            if with_squares:  # log sum p^2 = logsumexp(2z) - 2 logsumexp(z)
-                squares[part] = logits.mul_(2).logsumexp(dim=1) - 2 * norms[part]
+        memory = Logits(weight.to(ctx.dtype), bias, softcap, ctx.rows)
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            logits = memory.of(hidden[part].to(ctx.dtype))
+            of_label, largest = logits.gather(1, labels[part].unsqueeze(1)).squeeze(1), logits.amax(dim=1)
+            scaled = logits.sub_(largest.unsqueeze(1)).exp_()
+            log_sum = scaled.sum(dim=1).log()
+            norms[part] = log_sum + largest
+            logps[part] = of_label - norms[part]
+            if with_squares:
+                squares[part] = scaled.square_().sum(dim=1).log() - 2 * log_sum
         ctx.save_for_backward(hidden, weight, bias, labels, norms)
         ctx.mark_non_differentiable(squares)
         return logps, squares
@@ -216,15 +235,15 @@ class HeadLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, labels, norms = ctx.saved_tensors
-        used, used_bias = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
+        memory = Logits(weight.to(ctx.dtype), bias, ctx.softcap, ctx.rows)
         grad_hidden = torch.empty_like(hidden)
         # summed over the chunks in float32, whatever the weights' precision
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             inputs = hidden[part].to(ctx.dtype)
-            logits = chunk_of_logits(inputs, used, used_bias, ctx.softcap)
+            logits = memory.of(inputs)
             slope = None if ctx.softcap is None else (logits / ctx.softcap).square_().neg_().add_(1)
             delta = logits.sub_(norms[part].unsqueeze(1)).exp_().mul_(-grad[part].unsqueeze(1))
             delta.scatter_add_(1, labels[part].unsqueeze(1), grad[part].unsqueeze(1))
@@ -232,13 +251,16 @@ class HeadLogps(torch.autograd.Function):
                 delta.mul_(slope)
             if grad_bias is not None:
                 grad_bias += delta.sum(dim=0)
-            delta = delta.to(ctx.dtype)
-            grad_hidden[part] = delta @ used
-            if grad_weight is not None:
-                if ctx.dtype == torch.float32:
-                    grad_weight.addmm_(delta.T, inputs)
-                else:
-                    grad_weight += delta.T @ inputs
+            delta = memory.cast(delta)
+            grad_hidden[part] = delta @ memory.weight
+            if grad_weight is None:
+                continue
+            if ctx.dtype == torch.float32:
+                grad_weight.addmm_(delta.T, inputs, beta=float(start > 0))  # 0: what was there is not read
+            elif start == 0:
+                grad_weight.copy_(delta.T @ inputs)
+            else:
+                grad_weight += delta.T @ inputs
         return (
             grad_hidden if ctx.needs_input_grad[0] else None,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,

@@ -144,7 +144,7 @@ def train(args: argparse.Namespace, side: str, mix: str, dtype: str, model: str)
             "output_dir": folder, "max_length": 2048, "max_steps": args.steps, "use_cpu": args.device == "cpu",
             "per_device_train_batch_size": args.pairs, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
             "learning_rate": 1e-6, "disable_tqdm": True, "bf16": dtype == "bfloat16", "gradient_checkpointing": False,
-            "train_sampling_strategy": "sequential", "beta": 2.0, "optim": "adamw_torch",
+            "train_sampling_strategy": "sequential", "beta": 2.0, "optim": "adamw_torch_fused",
             "remove_unused_columns": False,
         }  # fmt: skip
         kwargs = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [Clock()]}
