@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .console import UserError
 from .logps import ResponseLogps, row_sums
-from .packing import lay_out, model_masks
+from .packing import attention_inputs, lay_out
 
 # Whose forward does nothing to the head's output but Gemma's soft-capping, and takes position ids and 4-D masks.
 MODELS = {"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"}
@@ -99,8 +99,8 @@ def fast_logps(
     if path.shared_prompt or path.padding_free:
         layout = lay_out(input_ids, attention_mask, labels, label_pad_token_id, path.shared_prompt, path.padding_free)
         places = layout.places
-        masks = model_masks(layout, config, core.dtype)
-        inputs = {"input_ids": layout.input_ids, "position_ids": layout.position_ids, "attention_mask": masks}
+        inputs = {"input_ids": layout.input_ids, "position_ids": layout.position_ids}
+        inputs |= attention_inputs(layout, config, core.dtype)
     wanted = labels[:, 1:] != label_pad_token_id
     sources, targets = places[:, :-1][wanted], labels[:, 1:][wanted]
     real = attention_mask.bool()

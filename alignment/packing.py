@@ -1,9 +1,11 @@
 """How the 2B sequences of a batch lie in the rows of one forward pass: padded, sharing prompts, or in a single row."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig
+
+from .branch_attention import Span
 
 # These take masks per layer type; the others one mask.
 MASKS_BY_LAYER_TYPE = {"gemma2", "qwen2", "qwen3"}
@@ -22,6 +24,8 @@ class Layout(NamedTuple):
     """(R, W) int64: the pair or sequence that a token belongs to, -1 for padding."""
     branches: torch.Tensor
     """(R, W) int64: 0 for tokens that all of the row may see, 1 for the chosen response's, 2 for the rejected one's."""
+    spans: list[list[Span]]
+    """The same for each row in lengths: the pairs or sequences that follow each other in it."""
 
 
 def shared_lengths(
@@ -53,11 +57,13 @@ def lay_out(
     row = torch.arange(count, device=device)
     column = steps.expand(count, width)
     branch = torch.zeros_like(input_ids)
-    row_lengths = lengths
+    row_lengths, nothing = lengths, torch.zeros_like(lengths)
+    spans = torch.stack([lengths, nothing, nothing], dim=1)
     if shared_prompt:
         shared = shared_lengths(input_ids, attention_mask, labels, label_pad_token_id)
         chosen_lengths, rejected_lengths = lengths.chunk(2)
-        row_lengths = chosen_lengths + rejected_lengths - shared
+        spans = torch.stack([shared, chosen_lengths - shared, rejected_lengths - shared], dim=1)
+        row_lengths = spans.sum(dim=1)
         row = row % (count // 2)
         own = steps >= shared[row].unsqueeze(1)
         is_rejected = (torch.arange(count, device=device) >= count // 2).unsqueeze(1)
@@ -82,6 +88,7 @@ def lay_out(
         places=places,
         rows=spread(row.unsqueeze(1), -1),
         branches=spread(branch, 0),
+        spans=[list(map(tuple, some.tolist())) for some in (spans.unsqueeze(0) if padding_free else spans.split(1))],
     )
 
 
@@ -100,24 +107,30 @@ def visible(layout: Layout, window: int | None = None) -> torch.Tensor:
     return seen.unsqueeze(1)
 
 
-def model_masks(
-    layout: Layout, config: PretrainedConfig, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor] | None:
-    """The layout's masks as a model's forward takes them: bool for sdpa, added to the scores (in `dtype`) for eager.
+def attention_inputs(layout: Layout, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What tells a model's forward who sees whom in the layout's rows.
 
-    None for flash_attention_2, which finds the sequences of a padding-free row from their position ids.
+    sdpa attention takes the rows' spans, or a bool mask where a sliding window is shorter than the sequences; eager
+    attention a mask that is added to the scores (in `dtype`). flash_attention_2 takes none: it finds the sequences of a
+    padding-free row from their position ids.
     """
-    if config._attn_implementation == "flash_attention_2":
-        return None
+    attention, window = config._attn_implementation, getattr(config, "sliding_window", None)
+    if attention == "flash_attention_2":
+        return {"attention_mask": None}
+    longest = int(layout.position_ids.max()) + 1
+    by_span = attention == "sdpa" and (window is None or window >= longest)
 
     def mask(window: int | None) -> torch.Tensor:
+        if by_span:  # of no meaning, but models build a mask where there is none
+            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=layout.rows.device)
         seen = visible(layout, window)
-        if config._attn_implementation == "sdpa":
+        if attention == "sdpa":
             return seen
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
-    window = getattr(config, "sliding_window", None)
-    if config.model_type not in MASKS_BY_LAYER_TYPE:
-        return mask(window)
-    kinds = set(config.layer_types)
-    return {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
+    if config.model_type in MASKS_BY_LAYER_TYPE:
+        kinds = set(config.layer_types)
+        masks: Any = {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
+    else:
+        masks = mask(window)
+    return {"attention_mask": masks, **({"row_spans": layout.spans} if by_span else {})}

@@ -24,6 +24,8 @@ FAMILIES = {
     "llama tied": {"tie_word_embeddings": True},
     "llama eager": {"attn_implementation": "eager"},
     "mistral": {"sliding_window": 7},
+    "mistral wide": {"sliding_window": 500},
+    "gemma2 sdpa": {"sliding_window": 500, "attn_implementation": "sdpa"},
     "gemma2": {"sliding_window": 7, "final_logit_softcapping": 3.0, "attn_implementation": "eager"},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
 }
@@ -166,14 +168,17 @@ def test_layout_by_hand():
     assert shared.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]]
     assert shared.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 0, 1, 0, 0]]
     assert shared.places.tolist() == [[0, 1, 2, 3], [5, 0, 0, 0], [0, 1, 4, 0], [6, 7, 0, 0]]
+    assert shared.spans == [[(2, 2, 1)], [(0, 1, 2)]]
     seen = visible(shared)[0, 0].int().tolist()
     assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
     assert visible(shared, window=2)[0, 0].int().tolist()[4] == [0, 1, 0, 0, 1]
     flat = lay_out(**batch, label_pad_token_id=pad, shared_prompt=True, padding_free=True)
     assert flat.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert flat.spans == [[(2, 2, 1), (0, 1, 2)]]
     assert visible(flat)[0, 0].int().tolist()[7] == [0, 0, 0, 0, 0, 0, 1, 1]
     alone = lay_out(**batch, label_pad_token_id=pad, shared_prompt=False, padding_free=True)
     assert alone.input_ids.tolist() == [[1, 2, 3, 4, 6, 1, 2, 5, 7, 8]]
+    assert alone.spans == [[(4, 0, 0), (1, 0, 0), (3, 0, 0), (2, 0, 0)]]
 
 
 @pytest.fixture(scope="module")
