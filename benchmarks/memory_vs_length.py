@@ -2,9 +2,9 @@
 
     python benchmarks/memory_vs_length.py --out benchmarks/memory_vs_length.md      (and a .png beside it)
 
-Every point is a process of its own; what is counted is the memory above that after loading the model and making its
-gradients, so weights and gradients (the head's own included) are aside. The model has two small layers: what grows is
-what the log-probabilities cost.
+Every point is a process of its own; what is counted is the memory above weights and gradients, as in the first
+micro-batch of a step, which makes the head's gradient (a later one makes it anew, and adds). The model has two small
+layers: what grows is what the log-probabilities cost.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 LENGTHS, VOCABULARIES, PAIRS = (512, 1024, 2048, 4096), (32_000, 128_256, 256_000), (1, 2, 4)
 PREDICTIONS = """\
 - fast path: flat in the vocabulary (a chunk holds a fixed number of logits), linear in length and pairs with a small
-  slope (hidden states and attention masks).
+  slope (hidden states).
 - plain path: proportional to length x pairs x vocabulary, three to four float32 copies of the logits: at 2 x 2,048
   tokens and 128,256 words 6 to 8 GB.
 """
@@ -86,8 +86,9 @@ def peak_of_a_step(path: str, length: int, pairs: int, vocabulary: int) -> float
         vocab_size=vocabulary, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=4
     )
     model = LlamaForCausalLM(config)
+    head = model.lm_head.weight
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = None if parameter is head else torch.zeros_like(parameter)
     shape = (2 * pairs, length)
     ids = torch.randint(vocabulary, shape)
     ids[pairs:, : length // 4] = ids[:pairs, : length // 4]
@@ -102,7 +103,7 @@ def peak_of_a_step(path: str, length: int, pairs: int, vocabulary: int) -> float
     else:
         logps = plain_logps(model, **batch).means
     simpo_loss(*logps.chunk(2), beta=2.0, gamma_beta_ratio=0.5).losses.mean().backward()
-    return (peak_kib() - before) * 1024 / 1e9
+    return ((peak_kib() - before) * 1024 - head.nbytes) / 1e9
 
 
 def peak_kib() -> int:

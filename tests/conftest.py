@@ -12,6 +12,8 @@ from pathlib import Path
 # Read by the libraries when they are imported: no network, and a dataset cache of the tests' own.
 CACHE = tempfile.mkdtemp(prefix="simpo-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE}
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; more threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

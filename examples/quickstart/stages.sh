@@ -54,7 +54,7 @@ score() { # score FOLDER: the best and the worst answer to every prompt become a
 prefer() { # prefer SCRIPT CONFIG START DATA NAME: models/NAME from START and pairs, under ZeRO-3 on two processes
     # float32: matrix products in bf16 are slow under ZeRO-3 on a CPU
     accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml --mixed_precision no \
-        --main_process_port 0 "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
+        "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
         --dataset_mixer="{\"$4/datasets\": 1.0}" --seed="$SEED"
 }
 
