@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .console import UserError
 from .logps import ResponseLogps, row_sums
-from .packing import attention_inputs, lay_out
+from .packing import attention_by_span, attention_inputs, lay_out
 
 # Whose forward does nothing to the head's output but Gemma's soft-capping, and takes position ids and 4-D masks.
 MODELS = {"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"}
@@ -65,7 +65,9 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
     masks = attention != "flash_attention_2"
     if args.shared_prompt and not masks:
         raise UserError("shared_prompt: flash_attention_2 has no such mask; use sdpa, or padding_free")
-    return FastPath(True, masks if args.shared_prompt is None else args.shared_prompt, bool(args.padding_free))
+    # in one row a mask would cost more than the padding
+    one_row = attention_by_span(config, args.max_length) if args.padding_free is None else args.padding_free
+    return FastPath(True, masks if args.shared_prompt is None else args.shared_prompt, one_row)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -107,6 +107,12 @@ def visible(layout: Layout, window: int | None = None) -> torch.Tensor:
     return seen.unsqueeze(1)
 
 
+def attention_by_span(config: PretrainedConfig, longest: int) -> bool:
+    """Whether a model attends by the rows' spans (`branched_sdpa`) to sequences of up to `longest` tokens."""
+    window = getattr(config, "sliding_window", None)
+    return config._attn_implementation == "sdpa" and (window is None or window >= longest)
+
+
 def attention_inputs(layout: Layout, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What tells a model's forward who sees whom in the layout's rows.
 
@@ -117,8 +123,7 @@ def attention_inputs(layout: Layout, config: PretrainedConfig, dtype: torch.dtyp
     attention, window = config._attn_implementation, getattr(config, "sliding_window", None)
     if attention == "flash_attention_2":
         return {"attention_mask": None}
-    longest = int(layout.position_ids.max()) + 1
-    by_span = attention == "sdpa" and (window is None or window >= longest)
+    by_span = attention_by_span(config, int(layout.position_ids.max()) + 1)
 
     def mask(window: int | None) -> torch.Tensor:
         if by_span:  # of no meaning, but models build a mask where there is none

@@ -36,7 +36,7 @@ class PreferenceConfig(TrainingArguments):
         metadata={"help": "Run a pair's prompt once for both responses (where the attention allows; false: never)."},
     )
     padding_free: bool | None = field(
-        default=None, metadata={"help": "Run a batch as one row without padding (off; see benchmarks/README.md)."}
+        default=None, metadata={"help": "Run a batch as one row without padding (automatic; see benchmarks/README.md)."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     label_pad_token_id: int = field(default=-100, metadata={"help": "Label that marks tokens not to be predicted."})

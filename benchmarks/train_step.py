@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -130,7 +129,7 @@ def train(args: argparse.Namespace, side: str, mix: str, dtype: str, model: str)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.eos_token
     rate = matmul_rate(torch, dtype, args.device)
-    before = memory(torch, args.device)
+    before = memory(torch, args.device, "VmRSS")
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -205,11 +204,12 @@ def matmul_rate(torch: Any, dtype: str, device: str) -> float:
     return 2 * size**3 / best
 
 
-def memory(torch: Any, device: str) -> int:
-    """Most bytes used so far: of the process, or of the GPU."""
+def memory(torch: Any, device: str, of_process: str = "VmHWM") -> int:
+    """Most bytes used so far, of the GPU or the process; of the process also those used now (VmRSS)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith(of_process))
 
 
 def report(args: argparse.Namespace, results: dict[tuple[str, str], dict[str, list[dict]]]) -> str:
