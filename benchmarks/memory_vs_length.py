@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 LENGTHS, VOCABULARIES, PAIRS = (512, 1024, 2048, 4096), (32_000, 128_256, 256_000), (1, 2, 4)
 PREDICTIONS = """\
 - fast path: flat in the vocabulary (a chunk holds a fixed number of logits), linear in length and pairs with a small
-  slope (hidden states).
+  slope (hidden states and attention masks).
 - plain path: proportional to length x pairs x vocabulary, three to four float32 copies of the logits: at 2 x 2,048
   tokens and 128,256 words 6 to 8 GB.
 """
