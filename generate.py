@@ -9,7 +9,7 @@ import argparse
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-from alignment.console import UserError, command
+from simpo.console import UserError, command
 
 
 @command

@@ -1,6 +1,6 @@
-"""Installs `alignment` and the trainer modules in scripts/. The versions that must agree are pinned here, once."""
+"""Installs `simpo`, `alignment` and the trainer modules in scripts/. Versions that must agree are pinned here, once."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # vLLM is built against one torch and accepts a narrow range of transformers; it decides the set (extra `gpu` or `cpu`).
 # The lower bounds are what training alone needs.
@@ -10,10 +10,10 @@ setup(
     description="SimPO and WPO: preference optimization, from on-policy data to evaluation",
     license="MIT",
     python_requires=">=3.11",
-    packages=["alignment"],
-    package_dir={"alignment": "alignment", "": "scripts"},
+    packages=find_packages(include=["simpo", "simpo.*", "alignment"]),
+    package_dir={"alignment": "alignment", "simpo": "simpo", "": "scripts"},
     py_modules=["simpo_config", "simpo_trainer", "wpo_config", "wpo_trainer"],
-    package_data={"alignment": ["chat_templates/*.jinja"]},
+    package_data={"simpo": ["chat/templates/*.jinja"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.16,<5.20",

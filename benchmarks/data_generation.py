@@ -99,14 +99,14 @@ def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
     """The same requests through vLLM's own loop and through decode's, on one warm engine."""
     from tiny_models import tiny_llama
 
-    from alignment.vllm_engine import Request, engine_settings, generate
+    from simpo.engine.vllm import Request, engine_settings, generate
 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     settings = engine_settings(tiny_llama(folder / "larger", **sizes), "float32", 512, 1, None, False)
     from vllm import LLM, SamplingParams
     from vllm.inputs.engine import tokens_input
 
-    from alignment.run_folder import Journal
+    from simpo.folder import Journal
 
     llm, chance = LLM(**settings), random.Random(0)
     requests = [

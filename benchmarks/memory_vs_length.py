@@ -78,9 +78,9 @@ def peak_of_a_step(path: str, length: int, pairs: int, vocabulary: int) -> float
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from alignment.fast_logps import FastPath, fast_logps
-    from alignment.logps import plain_logps
-    from alignment.losses import simpo_loss
+    from simpo.logps.fused import FastPath, fast_logps
+    from simpo.logps.plain import plain_logps
+    from simpo.objectives.losses import simpo_loss
 
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=4

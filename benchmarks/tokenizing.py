@@ -99,8 +99,8 @@ def prepare(side: str, rows: list[dict], processes: int) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from alignment import DataArguments
-    from alignment.preference_data import format_pairs
+    from simpo.config import DataArguments
+    from simpo.data.pairs import format_pairs
     from simpo_config import SimPOConfig
     from simpo_trainer import SimPOTrainer
 

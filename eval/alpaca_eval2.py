@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.console import UserError, warn
 from records import Row, read_rows, refuse_gaps, refuse_repeats, shorten
+from simpo.console import UserError, warn
 
 if TYPE_CHECKING:
     import pandas as pd

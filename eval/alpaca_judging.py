@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from alignment.configs import read_yaml
-from alignment.console import UserError
-from alignment.run_folder import Journal
 from alpaca_eval2 import ANNOTATOR, INSTALL
 from judge_client import RETRIES, Endpoint, failures
 from records import Row, read_rows, refuse_gaps, refuse_repeats
+from simpo.config import read_yaml
+from simpo.console import UserError
+from simpo.folder import Journal
 
 OUTPUT_FIELDS = {"instruction": str, "output": str, "generator": str}
 

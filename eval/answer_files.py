@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
-from alignment.console import warn
-from alignment.run_folder import write_json
 from questions import Question
 from records import Row, write_lines
+from simpo.console import warn
+from simpo.files import write_json
 
 
 class AnswerFiles(NamedTuple):

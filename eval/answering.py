@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignment.console import UserError
+from simpo.console import UserError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignment.console import UserError, warn
 from records import Row, kind_of, read_rows, refuse_gaps, refuse_repeats
+from simpo.console import UserError, warn
 
 BASELINE, JUDGE, QUESTIONS = "gpt-4-0314", "gpt-4-1106-preview", 500
 VERDICT = r"\[\[([AB<>=]+)\]\]"

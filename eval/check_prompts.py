@@ -15,13 +15,13 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment import resolve_chat_template
-from alignment.configs import H4ArgumentParser, read_yaml
-from alignment.console import UserError, command, say
 from command_line import ArgumentParser
 from decoding import Settings, read_settings
 from prompting import Prompter, load_tokenizer
 from questions import BENCHMARKS
+from simpo.chat.template import resolve_chat_template
+from simpo.config import H4ArgumentParser, read_yaml
+from simpo.console import UserError, command, say
 
 QUESTION, ANSWER, SECOND = "What is the capital of France?", "Paris, as you know.", "And of Italy?"
 USER = [{"role": "user", "content": QUESTION}]
@@ -89,8 +89,10 @@ def training_example(model: str, training: dict[str, Any]) -> Prompt:
     """Prompt and chosen response of one pair as the trainer reads them, with the training code itself."""
     from jinja2 import TemplateError
 
-    from alignment import DataArguments, ModelArguments, apply_chat_template, get_tokenizer
-    from alignment.tokenization import PairTokenizer
+    from simpo.chat.template import apply_chat_template
+    from simpo.config import DataArguments, ModelArguments
+    from simpo.data.tokenize import PairTokenizer
+    from simpo.train.model import get_tokenizer
 
     names = {"model_name_or_path", "chat_template", "auto_insert_empty_system_msg", "header_in_prompt"}
     given = [f"--{key}={value}" for key, value in training.items() if key in names and value is not None]

@@ -3,7 +3,7 @@
 import argparse
 from typing import NoReturn
 
-from alignment.console import UserError
+from simpo.console import UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):

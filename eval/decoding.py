@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment.configs import check_type, read_yaml
-from alignment.console import UserError, warn
 from mt_bench import TEMPERATURES
+from simpo.config import check_type, read_yaml
+from simpo.console import UserError, warn
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "alpacaeval2": {"temperature": 0.0, "max_tokens": 2048},

@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment import H4ArgumentParser
-from alignment.console import UserError, command, say, warn
-from alignment.run_folder import Journal, check_settings, lock_folder, weights_digest
-from alignment.vllm_engine import context_length, engine_settings, start_engine
 from answer_files import AnswerFiles, answer_files, token_counter, write_answers
 from answering import Request, answers, engine_version, noise_seed
 from decoding import Decoding, Settings, choose_decoding, read_settings
 from prompting import Prompter, check_stop_ids, load_tokenizer, tokenizer_revision
 from questions import BENCHMARKS, TURNS, Question, check_benchmark, load_questions
+from simpo.config import H4ArgumentParser
+from simpo.console import UserError, command, say, warn
+from simpo.engine.vllm import context_length, engine_settings, start_engine
+from simpo.files import weights_digest
+from simpo.folder import Journal, check_settings, lock_folder
 
 
 @dataclass

@@ -26,9 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment import H4ArgumentParser
-from alignment.console import UserError, command, say, warn
-from alignment.run_folder import Journal, check_settings, lock_folder, write_json
 from alpaca_judging import annotate, annotator_config, read_pairs
 from judge_client import Endpoint, ask, check_endpoint, check_key, work_off
 from judging import (
@@ -45,6 +42,10 @@ from judging import (
 from mt_bench import WITH_REFERENCE
 from questions import BENCHMARKS, Question, check_benchmark, load_questions
 from records import Row, write_lines
+from simpo.config import H4ArgumentParser
+from simpo.console import UserError, command, say, warn
+from simpo.files import write_json
+from simpo.folder import Journal, check_settings, lock_folder
 
 
 @dataclass

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Event
 from typing import Any, NamedTuple
 
-from alignment.console import UserError
+from simpo.console import UserError
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 10

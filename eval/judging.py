@@ -7,10 +7,10 @@ from typing import Any
 
 import arena_hard
 import mt_bench
-from alignment.configs import read_yaml
-from alignment.console import UserError
 from questions import Question
 from records import Row, read_rows, refuse_gaps, refuse_repeats
+from simpo.config import read_yaml
+from simpo.console import UserError
 
 # Asked when a reply holds no verdict; the benchmark asks once more in a similar way.
 AGAIN = "Please go on with your judgment, and end it with one of the verdict labels."

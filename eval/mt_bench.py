@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from alignment.console import UserError, warn
 from records import Row, read_rows, refuse_gaps
+from simpo.console import UserError, warn
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_QUESTION, PER_CATEGORY = 81, 10

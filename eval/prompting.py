@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from alignment.console import UserError
 from decoding import Decoding
+from simpo.console import UserError
 
 
 class Prompter:
@@ -14,7 +14,7 @@ class Prompter:
     """
 
     def __init__(self, tokenizer: Any, prompt_template: str | None = None):
-        from alignment.chat_ids import ContentGuard
+        from simpo.chat.ids import ContentGuard
 
         self.tokenizer, self.prompt_template = tokenizer, prompt_template
         self.guard = ContentGuard(tokenizer)
@@ -28,7 +28,7 @@ class Prompter:
         Raises:
             UserError: the template refuses the conversation.
         """
-        from alignment.chat_ids import with_one_bos
+        from simpo.chat.ids import with_one_bos
 
         return with_one_bos(self.raw_ids(messages), self.tokenizer.bos_token_id)
 
@@ -36,7 +36,7 @@ class Prompter:
         """Token ids as the template writes them, BOS as often as it does."""
         from jinja2 import TemplateError
 
-        from alignment.chat_ids import chat_ids
+        from simpo.chat.ids import chat_ids
 
         if self.prompt_template is not None:
             text = self.prompt_template.replace("{instruction}", self.guard.protect(messages[0]["content"]))
@@ -53,7 +53,8 @@ def load_tokenizer(model: str, chat_template: str | None, trust_remote_code: boo
     Raises:
         UserError: no such tokenizer, or no such template.
     """
-    from alignment import DataArguments, ModelArguments, get_tokenizer
+    from simpo.config import DataArguments, ModelArguments
+    from simpo.train.model import get_tokenizer
 
     tokenizer = get_tokenizer(
         ModelArguments(model_name_or_path=model, trust_remote_code=trust_remote_code),

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from alignment.console import UserError
 from records import Row, read_rows, refuse_repeats
+from simpo.console import UserError
 
 BENCHMARKS = ("alpacaeval2", "arenahard", "mt-bench")
 TURNS = {"alpacaeval2": 1, "arenahard": 1, "mt-bench": 2}

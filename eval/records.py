@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
-from alignment.console import UserError
+from simpo.console import UserError
 
 Row = dict[str, Any]
 

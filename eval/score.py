@@ -18,8 +18,6 @@ lc_standard_error, ci_low, ci_high (percent), avg_length, score, turn_1, turn_2,
 from pathlib import Path
 from typing import Any
 
-from alignment.console import UserError, command, say
-from alignment.run_folder import write_json
 from alpaca_eval2 import find_file, score_alpacaeval2
 from arena_hard import score_arena_hard
 from command_line import ArgumentParser
@@ -27,6 +25,8 @@ from mt_bench import score_mt_bench
 from published import published_points, published_rows
 from records import Row, read_rows
 from score_plot import plot_categories, plot_win_rates
+from simpo.console import UserError, command, say
+from simpo.files import write_json
 
 TITLES = {"alpacaeval2": "AlpacaEval 2", "arenahard": "Arena-Hard v0.1", "mt-bench": "MT-Bench"}
 # (heading, key, decimals) of the printed table

@@ -4,8 +4,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from alignment.console import UserError
-from alignment.run_folder import read_list, read_rows
+from simpo.console import UserError
+from simpo.files import read_list, read_rows
 
 
 def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:

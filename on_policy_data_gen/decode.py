@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment import H4ArgumentParser
-from alignment.console import UserError, command, say, warn
-from alignment.run_folder import Journal, check_settings, lock_folder, read_rows, weights_digest, write_json
-from alignment.vllm_engine import Request, context_length, engine_settings, generate, start_engine
 from prompts import load_prompts
+from simpo.config import H4ArgumentParser
+from simpo.console import UserError, command, say, warn
+from simpo.engine.vllm import Request, context_length, engine_settings, generate, start_engine
+from simpo.files import read_rows, weights_digest, write_json
+from simpo.folder import Journal, check_settings, lock_folder
 
 SETTINGS = "decode_settings.json"
 SKIPPED = "skipped_prompts.json"
@@ -124,7 +125,8 @@ def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:
-    from alignment import DataArguments, ModelArguments, get_tokenizer
+    from simpo.config import DataArguments, ModelArguments
+    from simpo.train.model import get_tokenizer
 
     tokenizer = get_tokenizer(
         ModelArguments(model_name_or_path=args.model, trust_remote_code=args.trust_remote_code),
@@ -167,7 +169,7 @@ def read_skipped(folder: Path) -> list[dict[str, Any]]:
 
 def format_prompts(tokenizer: Any, prompts: list[str]) -> dict[str, tuple[str, list[int]]]:
     """Each prompt as one user message: its text with the template, and its token ids with exactly one BOS."""
-    from alignment.chat_ids import ContentGuard, chat_ids, with_one_bos
+    from simpo.chat.ids import ContentGuard, chat_ids, with_one_bos
 
     guard, formatted = ContentGuard(tokenizer), {}
     for prompt in prompts:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment import H4ArgumentParser
-from alignment.console import UserError, command, say
-from alignment.run_folder import lock_folder, read_rows, write_json
+from simpo.config import H4ArgumentParser
+from simpo.console import UserError, command, say
+from simpo.files import read_rows, write_json
+from simpo.folder import lock_folder
 
 FIELDS = {"prompt": str, "generated_text": str}
 

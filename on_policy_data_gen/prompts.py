@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from alignment.console import UserError
-from alignment.run_folder import read_list
+from simpo.console import UserError
+from simpo.files import read_list
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
@@ -66,7 +66,7 @@ def read_prompts(data_dir: str, split: str, column: str) -> tuple[list[str], lis
         columns = list(dict.fromkeys(name for item in items for name in item))
         prompts = [item.get(column) for item in items]
     else:
-        from alignment.data import load_split
+        from simpo.data.load import load_split
 
         dataset = read_table(path) if path.is_file() else load_split(data_dir, None, split, key="data_dir")
         columns = dataset.column_names

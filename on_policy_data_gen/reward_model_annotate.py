@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment import H4ArgumentParser
-from alignment.console import UserError, command, is_main_process, say
-from alignment.run_folder import Journal, check_settings, lock_folder, weights_digest, write_json
 from candidates import add_responses, read_candidates
 from pair_selection import Pair, max_min, random_rejected, wpo_v2
 from processes import Processes, joined_processes
+from simpo.config import H4ArgumentParser
+from simpo.console import UserError, command, is_main_process, say
+from simpo.files import weights_digest, write_json
+from simpo.folder import Journal, check_settings, lock_folder
 
 SETTINGS = "annotate_settings.json"
 CHUNK = 1024  # prompts whose units are encoded and sorted by length together

@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from alignment.chat_ids import ContentGuard, chat_ids
-from alignment.console import UserError
 from reward_heads import ArmoRM, PairRM, gating_pattern
+from simpo.chat.ids import ContentGuard, chat_ids
+from simpo.console import UserError
 
 Unit = tuple[str, ...]  # (prompt, response), or (prompt, first response, second response)
 

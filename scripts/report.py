@@ -26,10 +26,10 @@ In RUN_DIR itself:
 import argparse
 from pathlib import Path
 
-from alignment.console import UserError, command, say
 from report_files import names_of, read_run
 from report_page import render
 from report_plots import COLOURS
+from simpo.console import UserError, command, say
 
 
 @command

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from alignment.console import UserError
+from simpo.console import UserError
 
 Row = dict[str, Any]
 ITSELF = "training"

@@ -6,10 +6,11 @@ The result is a sequence classifier with one label (Bradley-Terry loss), which o
 reward_model_annotate.py scores with. The chat template is the tokenizer's own, as it is there.
 """
 
-from alignment import DataArguments, H4ArgumentParser, ModelArguments, get_datasets, get_tokenizer
-from alignment.console import UserError, command
-from alignment.model_utils import choose_attention, choose_dtype, get_model_config
-from alignment.run import start_run, train_and_save
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.console import UserError, command
+from simpo.data.load import get_datasets
+from simpo.train.model import choose_attention, choose_dtype, get_model_config, get_tokenizer
+from simpo.train.run import start_run, train_and_save
 
 
 @command

@@ -7,19 +7,13 @@ The loss is on every token, or with completion_only_loss on the last answer's. T
 that templates that write BOS get it once.
 """
 
-from alignment import (
-    DataArguments,
-    H4ArgumentParser,
-    ModelArguments,
-    apply_chat_template,
-    get_datasets,
-    get_peft_config,
-    get_tokenizer,
-)
-from alignment.console import UserError, command
-from alignment.model_utils import load_policy
-from alignment.preference_data import map_rows, tokenizer_key
-from alignment.run import start_run, train_and_save
+from simpo.chat.template import apply_chat_template
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.console import UserError, command
+from simpo.data.load import get_datasets
+from simpo.data.pairs import map_rows, tokenizer_key
+from simpo.train.model import get_peft_config, get_tokenizer, load_policy
+from simpo.train.run import start_run, train_and_save
 
 
 @command

@@ -6,10 +6,10 @@
 Settings come from the YAML, then from --key=value. A run that was stopped resumes from its newest whole checkpoint.
 """
 
-from alignment import DataArguments, H4ArgumentParser, ModelArguments, get_peft_config, get_tokenizer
-from alignment.console import command
-from alignment.model_utils import load_policy
-from alignment.run import load_pairs, show_summary, start_run, train_and_save
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.console import command
+from simpo.train.model import get_peft_config, get_tokenizer, load_policy
+from simpo.train.run import load_pairs, show_summary, start_run, train_and_save
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from alignment.losses import PreferenceLoss, simpo_loss
-from alignment.preference_trainer import PairOutputs, PreferenceTrainer
+from simpo.objectives.losses import PreferenceLoss, simpo_loss
+from simpo.train.trainer import PairOutputs, PreferenceTrainer
 from simpo_config import SimPOConfig
 
 

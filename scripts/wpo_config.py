@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alignment.preference_config import PreferenceConfig
+from simpo.train.config import PreferenceConfig
 
 
 @dataclass

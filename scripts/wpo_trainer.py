@@ -2,8 +2,8 @@
 
 import math
 
-from alignment.losses import PreferenceLoss, dpo_loss
-from alignment.preference_trainer import PairOutputs, PreferenceTrainer
+from simpo.objectives.losses import PreferenceLoss, dpo_loss
+from simpo.train.trainer import PairOutputs, PreferenceTrainer
 from wpo_config import WPOConfig
 
 

@@ -24,11 +24,11 @@ from tiny_reward_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from alignment import get_datasets
-from alignment.run_folder import lock_folder
 from reward_heads import ArmoRM, gating_position
 from reward_model_annotate import main, split_pairs
 from reward_models import PairRMAdapter, load_reward_model, make_batches, score_batches
+from simpo.data.load import get_datasets
+from simpo.folder import lock_folder
 
 SCRIPT = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 PROMPT = "What is the capital of France?"

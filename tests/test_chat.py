@@ -1,10 +1,10 @@
-"""Templates in words (see alignment/chat_templates), the resolver, and prompt/response splitting."""
+"""Templates in words (see simpo/chat/templates), the resolver, and prompt/response splitting."""
 
 import pytest
 from tiny_models import tiny_tokenizer
 
-from alignment.chat import apply_chat_template, render, resolve_chat_template, split_pair
-from alignment.console import UserError
+from simpo.chat.template import apply_chat_template, render, resolve_chat_template, split_pair
+from simpo.console import UserError
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 USER = {"role": "user", "content": " Hi there "}

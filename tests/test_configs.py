@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from trl import SFTConfig
 
-from alignment import DataArguments, H4ArgumentParser, ModelArguments
-from alignment.console import UserError
-from alignment.run import PAPER_CONFIGS
 from run_simpo import main as run_simpo
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.console import UserError
+from simpo.train.run import PAPER_CONFIGS
 from simpo_config import SimPOConfig
 from wpo_config import WPOConfig
 
@@ -74,7 +74,7 @@ def check_common(name, model, data, args):
 def test_step_zero_losses_of_the_paper():
     import torch
 
-    from alignment.losses import simpo_loss
+    from simpo.objectives.losses import simpo_loss
 
     zero = torch.zeros(1)
     for (*_, beta, ratio, _lr, _l, _p), expected in zip(SIMPO.values(), FIRST_LOSS, strict=True):

@@ -6,10 +6,11 @@ import pytest
 from conftest import make_pairs, write_jsonl
 from datasets import Dataset, DatasetDict
 
-from alignment import DataArguments, get_datasets
-from alignment.console import UserError
-from alignment.preference_data import format_pairs, tokenize_pairs
-from alignment.tokenization import PairTokenizer
+from simpo.config import DataArguments
+from simpo.console import UserError
+from simpo.data.load import get_datasets
+from simpo.data.pairs import format_pairs, tokenize_pairs
+from simpo.data.tokenize import PairTokenizer
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from alignment.console import UserError
-from alignment.run_folder import Journal, lock_folder, read_rows
-from alignment.vllm_engine import engine_settings, start_engine
 from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main, noise_seed
 from prompts import load_prompts
+from simpo.console import UserError
+from simpo.engine.vllm import engine_settings, start_engine
+from simpo.files import read_rows
+from simpo.folder import Journal, lock_folder
 
 DECODE = str(ROOT / "on_policy_data_gen" / "decode.py")
 SEEDS = [13, 21, 42, 79, 100]
@@ -62,7 +63,7 @@ class Started:
     """decode.py in a process of its own, forked from one that has imported vLLM already: that is what takes long."""
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["decode", "alignment.model_utils", "vllm.v1.engine.llm_engine"])
+    context.set_forkserver_preload(["decode", "simpo.train.model", "vllm.v1.engine.llm_engine"])
 
     def __init__(self, *argvs: list[str]):
         self.process = self.context.Process(target=run_in_turn, args=(argvs,))
@@ -368,7 +369,7 @@ def test_scripts_start_fast():
     code = (
         "import sys; sys.path.insert(0, 'on_policy_data_gen'); "
         "import decode, post_process, reward_model_annotate as annotate; "
-        "from alignment import H4ArgumentParser; "
+        "from simpo.config import H4ArgumentParser; "
         "H4ArgumentParser(decode.DecodeArguments).parse([]); "
         "print({'torch', 'vllm', 'datasets', 'matplotlib'} & set(sys.modules))"
     )

@@ -9,12 +9,12 @@ import yaml
 from conftest import ROOT
 from tiny_models import tiny_tokenizer
 
-from alignment.console import UserError
 from check_prompts import main
 from decoding import Decoding, choose_decoding, read_settings
 from generate_answers import GenerateArguments
 from prompting import Prompter, check_stop_ids
 from questions import BENCHMARKS
+from simpo.console import UserError
 
 EVAL = ROOT / "eval"
 ALPACA = sorted((EVAL / "alpacaeval2" / "configs").glob("*.yaml"))

@@ -10,12 +10,12 @@ from tiny_models import tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from alignment import DataArguments
-from alignment.console import UserError
-from alignment.fast_logps import FastPath, HeadLogps, choose_path, fast_logps
-from alignment.logps import plain_logps
-from alignment.packing import lay_out, visible
-from alignment.preference_data import format_pairs
+from simpo.config import DataArguments
+from simpo.console import UserError
+from simpo.data.pairs import format_pairs
+from simpo.logps.fused import FastPath, HeadLogps, choose_path, fast_logps
+from simpo.logps.layout import lay_out, visible
+from simpo.logps.plain import plain_logps
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from alignment.logps import get_batch_logps, plain_logps
-from alignment.losses import dpo_loss, simpo_loss, wpo_weights
+from simpo.logps.plain import get_batch_logps, plain_logps
+from simpo.objectives.losses import dpo_loss, simpo_loss, wpo_weights
 
 # beta (chosen - rejected - ratio): 2 (-1 + 2 - 0.5) = 1 and 2 (-3 + 1.5 - 0.5) = -4
 CHOSEN, REJECTED = torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -1.5])

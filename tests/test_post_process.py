@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from alignment.run_folder import lock_folder
 from post_process import join_by_prompt, main
+from simpo.folder import lock_folder
 
 
 def write_seed(folder: Path, seed: int, answers: dict[str, str], finish_reason: str | None = None) -> None:

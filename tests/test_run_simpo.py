@@ -39,8 +39,8 @@ def test_recorded_run(shared, tmp_path, monkeypatch, name):
 def test_recorded_initial_logps(shared):
     from transformers import AutoModelForCausalLM
 
-    from alignment.logps import plain_logps
-    from alignment.tokenization import PreferenceCollator
+    from simpo.data.tokenize import PreferenceCollator
+    from simpo.logps.plain import plain_logps
 
     record = json.loads((shared / "golden" / "records" / "llama3.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(
@@ -251,7 +251,7 @@ def test_warnings(config, monkeypatch, capsys, tmp_path):
 
 
 def test_launcher_precision_wins(config, monkeypatch, capsys):
-    from alignment import DataArguments, H4ArgumentParser, ModelArguments
+    from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
     from simpo_config import SimPOConfig
 
     monkeypatch.setitem(os.environ, "ACCELERATE_MIXED_PRECISION", "bf16")

@@ -40,7 +40,7 @@ def check_equal(folder, names, tolerance=1e-5) -> None:
 
 def count_loads(monkeypatch) -> list[str]:
     """Names of the models loaded from here on, in order."""
-    from alignment import model_utils
+    from simpo.train import model as model_utils
 
     names, load = [], model_utils.load_model
     monkeypatch.setattr(

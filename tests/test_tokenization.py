@@ -9,9 +9,9 @@ import torch
 from tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
-from alignment.chat import apply_chat_template, resolve_chat_template
-from alignment.console import UserError
-from alignment.tokenization import PairTokenizer, PreferenceCollator
+from simpo.chat.template import apply_chat_template, resolve_chat_template
+from simpo.console import UserError
+from simpo.data.tokenize import PairTokenizer, PreferenceCollator
 
 BOS, EOS = 0, 3  # of the tiny tokenizer
 

@@ -6,10 +6,10 @@ from conftest import make_pairs
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM
 
-from alignment import DataArguments
-from alignment.build_locks import remove_stale_build_locks
-from alignment.console import UserError
-from alignment.preference_data import format_pairs
+from simpo.config import DataArguments
+from simpo.console import UserError
+from simpo.data.pairs import format_pairs
+from simpo.train.launcher import remove_stale_build_locks
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
 

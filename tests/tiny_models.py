@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from alignment.chat import TEMPLATES
+from simpo.chat.template import TEMPLATES
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
     "llama": LlamaConfig,

@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks import Task, is_correct
 
-from alignment.run_folder import write_json
+from simpo.files import write_json
 
 SIDES = {"before", "after"}
 

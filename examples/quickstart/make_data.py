@@ -22,7 +22,7 @@ from tasks import Task, draw_distinct, draw_tasks, rambling, short
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignment.chat import TEMPLATES
+from simpo.chat.template import TEMPLATES
 
 SIZES = 400, 1_000, 24_000, 4_800, 11_200  # held out, asked, and demonstrations for base, sft and reward
 RIGHT, RAMBLING_RIGHT, RAMBLING_WRONG = 0.52, 0.5, 0.82  # shares of the careless answers

@@ -59,7 +59,7 @@ prefer() { # prefer SCRIPT CONFIG START DATA NAME: models/NAME from START and pa
 }
 
 build_deepspeed() {
-    python -c "from alignment.build_locks import remove_stale_build_locks; remove_stale_build_locks()
+    python -c "from simpo.train.launcher import remove_stale_build_locks; remove_stale_build_locks()
 from deepspeed.comm.torch import build_shm_op; build_shm_op()"
 }
 

@@ -1,0 +1,275 @@
+"""The tokenizer, the policy in the right precision and attention, and its LoRA or quantization settings."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from simpo.chat.template import resolve_chat_template
+from simpo.config import DataArguments, ModelArguments
+from simpo.console import UserError, say, warn
+from simpo.train.checkpoints import check_architecture
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def get_tokenizer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    auto_set_chat_template: bool = True,
+    mistral_override: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and give it the chat template that `resolve_chat_template` chooses.
+
+    A missing pad token becomes EOS; truncation is on the left; a model_max_length above 100,000 becomes 2,048.
+
+    Raises:
+        UserError: no such tokenizer.
+    """
+    name = model_args.tokenizer_name_or_path or model_args.model_name_or_path
+    if name is None:
+        raise UserError("model_name_or_path: not given")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=model_args.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load the tokenizer of {name}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of {name} has neither a pad nor an EOS token: it cannot pad batches")
+    tokenizer.truncation_side = data_args.truncation_side or "left"
+    if tokenizer.model_max_length > 100_000:
+        tokenizer.model_max_length = 2_048
+    if auto_set_chat_template:
+        template = resolve_chat_template(
+            tokenizer, data_args.chat_template, model_args.model_name_or_path, mistral_override
+        )
+        tokenizer.chat_template = template.jinja
+        say(f"chat template: {template.origin}")
+    return tokenizer
+
+
+def get_kbit_device_map() -> dict[str, int] | None:
+    """Device map that puts a quantized model on this process's GPU; None without CUDA."""
+    return {"": PartialState().local_process_index} if torch.cuda.is_available() else None
+
+
+def get_quantization_config(model_args: ModelArguments) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings for load_in_4bit / load_in_8bit, or None.
+
+    Raises:
+        UserError: no CUDA GPU, or bitsandbytes is not installed.
+    """
+    if not (model_args.load_in_4bit or model_args.load_in_8bit):
+        return None
+    key = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if not torch.cuda.is_available():
+        raise UserError(f"{key}: quantized training needs a CUDA GPU; without one, drop {key} and keep use_peft")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{key}: needs bitsandbytes: pip install bitsandbytes") from error
+    if model_args.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = model_args.torch_dtype if model_args.torch_dtype not in (None, "auto") else "bfloat16"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
+        bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
+        bnb_4bit_quant_storage=getattr(torch, model_args.bnb_4bit_quant_storage),
+    )
+
+
+def get_peft_config(model_args: ModelArguments) -> "PeftConfig | None":
+    """LoRA settings, or None without use_peft. Without lora_target_modules, every linear layer but the head."""
+    if not model_args.use_peft:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=model_args.lora_target_modules or "all-linear",
+        modules_to_save=model_args.lora_modules_to_save,
+    )
+
+
+def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
+    """True when the folder or hub repository holds a PEFT adapter instead of a whole model."""
+    return find_adapter_config_file(model_name_or_path, revision=revision) is not None
+
+
+def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
+    """Load the model's configuration (of the base model, for an adapter).
+
+    Raises:
+        UserError: no such model, or an encoder-decoder model.
+    """
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    try:
+        if is_adapter_model(name, revision):
+            from peft import PeftConfig
+
+            name = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+            revision = model_args.base_model_revision
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model_args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
+    if config.is_encoder_decoder:
+        raise UserError(f"model_name_or_path: {name} is an encoder-decoder model; only decoder-only models can be used")
+    return config
+
+
+def choose_attention(requested: str | None, model_type: str) -> str | None:
+    """The attention implementation to load: what was asked for, where it can run.
+
+    flash_attention_2 needs CUDA and the flash-attn package; elsewhere sdpa takes its place, with a warning. Gemma-2
+    caps its attention logits, which sdpa cannot: eager.
+    """
+    fallback = "eager" if model_type == "gemma2" else "sdpa"
+    if requested == "flash_attention_2" and not is_flash_attn_2_available():
+        warn(f"flash_attention_2 needs a CUDA GPU and the flash-attn package: using {fallback} instead")
+        return fallback
+    if model_type == "gemma2" and requested in (None, "sdpa"):
+        if requested == "sdpa":
+            warn("sdpa cannot cap attention logits, which Gemma-2 needs: using eager instead")
+        return fallback
+    return requested
+
+
+def choose_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype | str:
+    """Precision of the weights.
+
+    Not given means float32, in which an update of 1e-6 is not rounded away (bf16 arithmetic is mixed precision's
+    matter). Frozen base weights under LoRA need no such room: with bf16 they keep the checkpoint's precision.
+
+    Raises:
+        UserError: float16, whose gradients overflow.
+    """
+    if model_args.torch_dtype == "float16":
+        raise UserError(
+            "torch_dtype: float16 weights cannot be trained (gradients overflow); leave it out and set bf16 or fp16"
+        )
+    if model_args.torch_dtype is None:
+        return "auto" if model_args.use_peft and training_args.bf16 else torch.float32
+    return "auto" if model_args.torch_dtype == "auto" else getattr(torch, model_args.torch_dtype)
+
+
+def load_policy(
+    model_args: ModelArguments, training_args: TrainingArguments, checkpoint: str | None = None
+) -> PreTrainedModel:
+    """Load the model to train.
+
+    Args:
+        checkpoint: what the run resumes from, if anything; it must be of the same architecture.
+
+    Raises:
+        UserError: no such model, encoder-decoder, float16 weights, another model's checkpoint, or an adapter under
+            ZeRO-3.
+    """
+    check_architecture(checkpoint, get_model_config(model_args))
+    model = load_model(model_args, choose_dtype(model_args, training_args))
+    model.config.use_cache = not training_args.gradient_checkpointing
+    if model.dtype == torch.bfloat16 and not model_args.use_peft and training_args.learning_rate < 1e-5:
+        warn("bfloat16 weights round small updates away: leave torch_dtype out for learning rates like these")
+    return model
+
+
+def load_reference(
+    model_args: ModelArguments, training_args: TrainingArguments
+) -> Callable[[], PreTrainedModel] | None:
+    """A function that loads the frozen reference model; None when the policy with its adapters off serves.
+
+    The copy is kept in bfloat16 when training is in bf16, which is the precision it is read in anyway.
+
+    Raises:
+        UserError: no such model, or its vocabulary is not the policy's.
+    """
+    name = training_args.ref_model_name_or_path
+    if model_args.use_peft and name is None:
+        return None
+    frozen = replace(model_args, use_peft=False, model_name_or_path=name or model_args.model_name_or_path)
+    check_same_vocabulary(get_model_config(model_args), get_model_config(frozen))
+    dtype = torch.bfloat16 if training_args.bf16 else choose_dtype(model_args, training_args)
+    return lambda: load_model(frozen, dtype)
+
+
+def check_same_vocabulary(policy: PretrainedConfig, reference: PretrainedConfig) -> None:
+    """Refuse a reference model whose token ids mean something else.
+
+    Raises:
+        UserError: the vocabularies differ in size.
+    """
+    sizes = [config.get_text_config().vocab_size for config in (policy, reference)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the reference model {reference._name_or_path} has a vocabulary of {sizes[1]} tokens, "
+            f"the policy one of {sizes[0]}"
+        )
+
+
+def load_model(model_args: ModelArguments, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Load a model with the attention and quantization of the model arguments; an adapter is merged into its base.
+
+    Raises:
+        UserError: no such model, encoder-decoder, float16 weights, or an adapter under ZeRO-3.
+    """
+    config = get_model_config(model_args)
+    quantization = get_quantization_config(model_args)
+    kwargs = {
+        "revision": model_args.model_revision,
+        "code_revision": model_args.model_code_revision,
+        "trust_remote_code": model_args.trust_remote_code,
+        "attn_implementation": choose_attention(model_args.attn_implementation, config.model_type),
+        "dtype": dtype,
+        "quantization_config": quantization,
+        "device_map": get_kbit_device_map() if quantization and not is_deepspeed_zero3_enabled() else None,
+    }
+    name = model_args.model_name_or_path
+    adapter = is_adapter_model(name, model_args.model_revision)
+    if adapter:
+        if is_deepspeed_zero3_enabled():
+            raise UserError(f"{name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge and save it first")
+        from peft import PeftConfig, PeftModel
+
+        base = PeftConfig.from_pretrained(name, revision=model_args.model_revision).base_model_name_or_path
+        kwargs["revision"] = model_args.base_model_revision
+        model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+        model = PeftModel.from_pretrained(model, name, revision=model_args.model_revision).merge_and_unload()
+        model.requires_grad_(True)  # PEFT had frozen the base weights
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
+    if model.dtype == torch.float16:
+        raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
+    return model
+
+
+def model_identity(name: str) -> str:
+    """A model's name for comparison: a folder's absolute path, or the hub repository."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

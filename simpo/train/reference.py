@@ -1,0 +1,149 @@
+"""The reference model's log-probabilities: from a frozen copy, from the policy under its adapters, or precomputed."""
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import DistributedType
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from datasets.config import HF_DATASETS_CACHE
+from datasets.fingerprint import Hasher
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from simpo.console import UserError, is_main_process
+from simpo.train.model import check_same_vocabulary
+
+if TYPE_CHECKING:
+    from simpo.train.trainer import PreferenceTrainer
+
+CHUNK = 2048  # rows between two saves of precomputed values
+
+
+class Reference:
+    """Log-probabilities under the start model, which training never changes.
+
+    - `ref_model` given: a frozen second copy (under ZeRO-3 sharded like the policy).
+    - Not given, and the policy has adapters: the policy with its adapters off.
+    - `precompute_ref_log_probs`: computed once before training and kept in the datasets cache, keyed by the model's
+      files and the tokenized data, so that training holds one model only. Stale values have another key.
+
+    Args:
+        trainer: its datasets get a column ref_logps, [chosen, rejected], when precomputed.
+        ref_model: the copy, or a function that loads it (not called when everything is precomputed already).
+
+    Raises:
+        UserError: the copy's vocabulary is not the policy's; or there is neither a copy nor adapters.
+    """
+
+    def __init__(self, trainer: "PreferenceTrainer", ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None):
+        self.trainer = trainer
+        self.source = ref_model
+        self.model: torch.nn.Module | None = None
+        has_adapters = hasattr(trainer.model, "disable_adapter")
+        if ref_model is None and not has_adapters:
+            raise UserError(f"{type(trainer).__name__} needs ref_model, or a policy with adapters (use_peft)")
+        if not trainer.args.precompute_ref_log_probs:
+            if ref_model is not None:
+                self._load()
+            return
+        if trainer.train_dataset is not None:
+            trainer.train_dataset = self._precomputed(trainer.train_dataset, "train")
+        if isinstance(trainer.eval_dataset, dict):
+            trainer.eval_dataset = {name: self._precomputed(d, name) for name, d in trainer.eval_dataset.items()}
+        elif trainer.eval_dataset is not None:
+            trainer.eval_dataset = self._precomputed(trainer.eval_dataset, "test")
+        self.model = None  # training holds the policy only
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def logps(self, policy: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(2B,) float32 without gradient, the chosen responses first; as `response_logps`, per token or summed."""
+        if "ref_logps" in batch:
+            return batch["ref_logps"].T.flatten()
+        with torch.no_grad():
+            if self.model is not None:
+                responses = self.trainer.response_logps(self.model, batch)
+            else:
+                with self.trainer.accelerator.unwrap_model(policy).disable_adapter():
+                    responses = self.trainer.response_logps(policy, batch)
+        return responses.means if self.trainer.average_log_prob else responses.sums
+
+    def _load(self) -> None:
+        model = self.source if isinstance(self.source, PreTrainedModel) else self.source()
+        check_same_vocabulary(self.trainer.model.config, model.config)
+        model.requires_grad_(False)
+        accelerator = self.trainer.accelerator
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            from trl.models.utils import prepare_deepspeed
+
+            self.model = prepare_deepspeed(model, accelerator)
+        elif accelerator.distributed_type == DistributedType.FSDP:
+            from trl.models.utils import prepare_fsdp
+
+            self.model = prepare_fsdp(model, accelerator)
+        else:
+            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.model.eval()
+
+    def _precomputed(self, dataset: Dataset, name: str) -> Dataset:
+        """The dataset with its column ref_logps; chunks that were computed before are read, not computed."""
+        trainer = self.trainer
+        key = Hasher.hash((dataset._fingerprint, self._model_key(), trainer.average_log_prob))
+        folder = Path(HF_DATASETS_CACHE) / "ref_logps" / key
+        values = []
+        starts = range(0, len(dataset), CHUNK)
+        for start in tqdm(starts, desc=f"Reference log-probabilities, {name}", disable=not is_main_process()):
+            file = folder / f"{start}.safetensors"
+            exists = [file.is_file()]
+            broadcast_object_list(exists)  # one answer for all processes
+            if exists[0]:
+                values.append(load_file(file)["ref_logps"])
+                continue
+            chunk = dataset.select(range(start, min(start + CHUNK, len(dataset))))
+            values.append(self._compute(chunk))
+            if trainer.is_local_process_zero():
+                folder.mkdir(parents=True, exist_ok=True)
+                beside = folder / f"{start}.{os.getpid()}.tmp"
+                save_file({"ref_logps": values[-1]}, beside)
+                beside.replace(file)
+        return dataset.add_column("ref_logps", torch.cat(values).tolist())
+
+    def _compute(self, dataset: Dataset) -> torch.Tensor:
+        """(len(dataset), 2) float32 on the CPU, in order, on every process."""
+        trainer = self.trainer
+        if self.model is None:
+            self._load_for_precomputing()
+        loader = trainer.accelerator.prepare(
+            DataLoader(dataset, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
+        )
+        values = []
+        for batch in loader:
+            with trainer.compute_loss_context_manager():
+                logps = self.logps(trainer.model, trainer._prepare_inputs(batch))
+            values.append(trainer.accelerator.gather_for_metrics(logps.view(2, -1).T.contiguous()).cpu())
+        return torch.cat(values)
+
+    def _load_for_precomputing(self) -> None:
+        if self.source is not None:
+            self._load()
+        elif self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled:
+            raise UserError("precompute_ref_log_probs: with adapters and sharded weights, pass ref_model as well")
+        else:
+            self.trainer.model.eval()
+
+    def _model_key(self) -> tuple:
+        """What tells this reference model from others: its name and the state of its files."""
+        name = self.trainer.args.ref_model_name_or_path or self.trainer.model.config._name_or_path
+        folder = Path(name)
+        if not name or not folder.is_dir():
+            return (name, getattr(self.trainer.model.config, "_commit_hash", None))
+        files = sorted(p for pattern in ("*.safetensors", "*.bin", "*.json") for p in folder.glob(pattern))
+        return (str(folder.resolve()), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])

@@ -1,0 +1,223 @@
+"""What every run_*.py shares: checks before anything slow, the start-up summary, training and saving."""
+
+import atexit
+import json
+import os
+import random
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
+
+from simpo.config import DataArguments, ModelArguments
+from simpo.console import UserError, is_main_process, say, warn
+from simpo.data.load import get_datasets
+from simpo.data.pairs import format_pairs
+from simpo.logps.fused import choose_path
+from simpo.train.checkpoints import check_resumable, get_checkpoint, write_run_config
+from simpo.train.model import model_identity
+from simpo.train.trainer import PreferenceTrainer
+
+# Trained by the paper with 128 pairs per optimizer step, whatever the number of GPUs.
+PAPER_CONFIGS = {
+    "mistral-7b-base-simpo",
+    "mistral-7b-instruct-simpo",
+    "llama-3-8b-base-simpo",
+    "llama-3-8b-instruct-simpo",
+    "llama-3-8b-instruct-simpo-v2",
+    "gemma-2-9b-it-simpo",
+}
+PAPER_PAIRS_PER_STEP = 128
+finished = False  # whether this process has nothing left to do
+HIGHEST_USUAL_LEARNING_RATE = 2e-6  # the paper's grid ends at 1e-6; 1e-5 makes the model incoherent
+
+
+def start_run(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, objective: str
+) -> str | None:
+    """Check what can be checked at once, seed, and return the checkpoint to resume from (None: start anew).
+
+    Raises:
+        UserError: a setting cannot work, or output_dir belongs to another run.
+    """
+    # torch's own deprecations, repeated by DeepSpeed in every step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if model_args.model_name_or_path is None:
+        raise UserError("model_name_or_path: not given")
+    available = get_available_reporting_integrations()
+    for tracker in args.report_to:
+        if tracker not in available:
+            raise UserError(f"report_to: {tracker} is not installed: pip install {tracker}, or --report_to=none")
+    if not model_args.use_peft and args.learning_rate > HIGHEST_USUAL_LEARNING_RATE and objective in ("simpo", "wpo"):
+        warn(
+            f"learning_rate {args.learning_rate:g} is high for full fine-tuning: the published range is 3e-7 to 1e-6, "
+            "and 1e-5 gives repeating, incoherent text"
+        )
+    if not is_main_process():
+        datasets.disable_progress_bars()
+    if args.world_size > 1:
+        atexit.register(leave)  # early, so that it comes after what trackers register
+    set_seed(args.seed)
+    checkpoint = get_checkpoint(args)
+    check_resumable(args, checkpoint, run_identity(model_args, objective))
+    return checkpoint
+
+
+def leave() -> None:
+    """End a process that has done all its work without the libraries' C++ destructors.
+
+    On a loaded CPU three of some forty WPO runs under ZeRO-3 aborted there, all saved ("terminate called without an
+    active exception"); then the launcher ends the other processes and reports a failure. The cause was not found.
+    """
+    if finished:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def run_identity(model_args: ModelArguments, objective: str) -> dict[str, Any]:
+    """What a run and the checkpoints that it resumes from must have in common."""
+    return {
+        "objective": objective,
+        "model": model_identity(model_args.model_name_or_path),
+        "use_peft": model_args.use_peft,
+    }
+
+
+def load_pairs(data_args: DataArguments, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """Load the preference datasets and render them to text.
+
+    Raises:
+        UserError: see `get_datasets`; or there is nothing to train on.
+    """
+    with args.main_process_first(desc="loading data"):
+        raw = get_datasets(data_args)
+        if "train" not in raw:
+            raise UserError("dataset_splits: no split holds 'train' in its name, so there is nothing to train on")
+        for split, dataset in raw.items():
+            if "chosen" not in dataset.column_names:
+                raise UserError(f"{split} data: has no columns chosen and rejected (found: {dataset.column_names})")
+        pairs = format_pairs(raw, tokenizer, data_args)
+    if args.dataset_num_proc is None:
+        args.dataset_num_proc = data_args.preprocessing_num_workers
+    if "test" not in pairs and args.do_eval:
+        warn("dataset_splits names no test split: training without evaluation")
+        args.do_eval, args.eval_strategy = False, "no"
+    return pairs
+
+
+def show_summary(trainer: PreferenceTrainer) -> None:
+    """Print what is about to happen: model, data, steps, the loss to expect, and three rows as the model sees them."""
+    args, model = trainer.args, trainer.model
+    trained = sum(
+        p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in model.parameters() if p.requires_grad
+    )
+    pairs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps
+    if steps <= 0:
+        steps = int(-(-trainer.data_reports["train"].rows // pairs_per_step) * args.num_train_epochs)
+    lines = {
+        "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
+        f"{args.mixed_precision} mixed precision, {model.config._attn_implementation} attention)",
+        "log-probs": str(choose_path(model, args)),
+        "objective": f"{trainer.tags[0]} {trainer.objective_settings()}",
+        **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
+        "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
+        f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
+        "first loss": f"{'at most' if args.use_wpo_weighting else 'about'} {trainer.expected_first_loss():.3f} expected"
+        + (" before the sft term" if args.sft_weight > 0 else ""),
+        "output": str(Path(args.output_dir).resolve()),
+    }
+    say("\n".join(f"  {name:<12}{text}" for name, text in lines.items()))
+    config = Path(sys.argv[1]).stem if len(sys.argv) > 1 else ""
+    if config in PAPER_CONFIGS and pairs_per_step != PAPER_PAIRS_PER_STEP:
+        warn(
+            f"{pairs_per_step} pairs per optimizer step; the paper's results need {PAPER_PAIRS_PER_STEP}: "
+            "adjust gradient_accumulation_steps"
+        )
+    show_samples(trainer)
+
+
+def show_samples(trainer: PreferenceTrainer, count: int = 3) -> None:
+    """Print a few training pairs decoded, with the boundary of prompt and response marked."""
+    rows = trainer.train_dataset
+    for index in sorted(random.Random(trainer.args.seed).sample(range(len(rows)), min(count, len(rows)))):
+        row = rows[index]
+        say(f"\nrow {index} of the training data (prompt >>>|||>>> response)")
+        for name in ("chosen", "rejected"):
+            ids, labels = row[f"{name}_input_ids"], row[f"{name}_labels"]
+            start = sum(label == trainer.args.label_pad_token_id for label in labels)
+            prompt, response = (
+                trainer.processing_class.decode(part, clean_up_tokenization_spaces=False)
+                for part in (ids[:start], ids[start:])
+            )
+            say(f"  {name}: {shorten(prompt)!r} >>>|||>>> {shorten(response)!r}")
+    say()
+
+
+def shorten(text: str, width: int = 240) -> str:
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
+def train_and_save(
+    trainer: Trainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    checkpoint: str | None,
+    objective: str,
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Train (or resume), save model, metrics, state and model card, then evaluate.
+
+    Args:
+        card: arguments of the trainer's `create_model_card`; by default those of transformers'.
+    """
+    card = card or {
+        "finetuned_from": model_args.model_name_or_path,
+        "dataset": list(data_args.dataset_mixer),
+        "dataset_tags": list(data_args.dataset_mixer),
+        "tags": [*trainer.tags],
+    }
+    args = trainer.args
+    write_run_config(
+        args,
+        run_identity(model_args, objective),
+        {**asdict(model_args), **asdict(data_args), **args.to_sanitized_dict()},
+    )
+    if args.should_save and isinstance(trainer, PreferenceTrainer):
+        reports = {split: asdict(report) for split, report in trainer.data_reports.items()}
+        (Path(args.output_dir) / "data_report.json").write_text(json.dumps(reports, indent=2) + "\n")
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    metrics["train_samples"] = len(trainer.train_dataset)
+    finish_split(trainer, "train", metrics)
+
+    trainer.model.config.use_cache = True  # off while training; the saved model is for generating
+    trainer.save_model()
+    trainer.create_model_card(**card)
+
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        metrics["eval_samples"] = len(trainer.eval_dataset)
+        finish_split(trainer, "eval", metrics)
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:  # all processes leave together: where one ends, launchers may end the others
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    folder = Path(args.output_dir).resolve()
+    global finished
+    finished = True
+    say(f"model in {folder}\nmetrics in {folder / 'all_results.json'}, per step in {folder / 'trainer_state.json'}")
+
+
+def finish_split(trainer: Trainer, split: str, metrics: Mapping[str, float]) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)

@@ -1,0 +1,318 @@
+"""The trainer that all preference objectives share.
+
+It turns text pairs into batches, asks the policy for the responses' log-probabilities (how: `simpo.logps.plain`), hands
+them to the objective (what: `pair_loss` of a subclass) and keeps the metrics. A subclass is a declaration and one
+short function; see scripts/simpo_trainer.py.
+"""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import TrainerCallback
+
+from simpo.console import UserError
+from simpo.data.pairs import DataReport, tokenize_pairs
+from simpo.data.tokenize import PairTokenizer, PreferenceCollator
+from simpo.logps.fused import choose_path, fast_logps
+from simpo.logps.plain import ResponseLogps, get_batch_logps, plain_logps
+from simpo.objectives.losses import PreferenceLoss, wpo_weights
+from simpo.train.config import PreferenceConfig
+from simpo.train.generations import write_generations
+from simpo.train.model_card import append_objective
+from simpo.train.reference import Reference
+
+
+class PairOutputs(NamedTuple):
+    """What the models say of B pairs; every field float32 of shape (B,) unless noted."""
+
+    chosen_logps: torch.Tensor
+    """Of the policy, per token or summed, as the objective's `average_log_prob` says; in nats."""
+    rejected_logps: torch.Tensor
+    chosen_nll: torch.Tensor
+    """Scalar: the policy's cross-entropy per token over all chosen responses of the batch."""
+    chosen_mean_logits: torch.Tensor
+    rejected_mean_logits: torch.Tensor
+    weights: torch.Tensor | None
+    """WPO's weights, detached, when they are asked for."""
+    ref_chosen_logps: torch.Tensor | None
+    """Of the reference model, for objectives that need one."""
+    ref_rejected_logps: torch.Tensor | None
+
+
+class PreferenceTrainer(Trainer):
+    """transformers' Trainer for datasets of string columns prompt, chosen, rejected.
+
+    Args:
+        model: the policy, or its name (loaded with `args.model_init_kwargs`).
+        args: a PreferenceConfig.
+        train_dataset, eval_dataset: text pairs; they are tokenized here, and pairs that cannot be trained on dropped.
+        tokenizer: also accepted as `processing_class`.
+        peft_config: wrap the policy in new adapters.
+        ref_model: the reference model, or a function that loads it if it is needed (see `Reference`).
+
+    Raises:
+        UserError: no pair is left to train on.
+    """
+
+    average_log_prob: ClassVar[bool]
+    """Whether the objective wants log-probabilities per token (True) or summed."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the objective compares with the start model."""
+    tags: ClassVar[list[str]]
+    """Hub tags; the first one names the objective."""
+    paper: ClassVar[str]
+    """Title and arXiv number of the objective's paper, for the model card."""
+    loss_is_scaled_for_ga = False  # every micro-batch's loss is the mean over its own pairs
+    get_batch_logps = staticmethod(get_batch_logps)
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | None = None,
+        args: PreferenceConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[[], PreTrainedModel] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable | None = None,
+        peft_config: Any | None = None,
+        compute_metrics: Callable | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None = None,
+    ):
+        tokenizer = processing_class or tokenizer
+        if tokenizer is None or args is None:
+            raise ValueError(f"{type(self).__name__} needs args and a tokenizer (processing_class)")
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+        if model is not None:
+            embeddings = model.get_input_embeddings().num_embeddings
+            if len(tokenizer) > embeddings:
+                raise UserError(
+                    f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens and the model embeds "
+                    f"{embeddings}: they do not belong together"
+                )
+            model = prepare_policy(model, args, peft_config)
+
+        self.pair_tokenizer = PairTokenizer(
+            tokenizer, args.max_length, args.max_prompt_length, args.truncation_mode, args.label_pad_token_id
+        )
+        self.data_reports: dict[str, DataReport] = {}
+        with args.main_process_first(desc="tokenizing"):
+            train_dataset = self._tokenize(train_dataset, "train", args)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: self._tokenize(dataset, name, args) for name, dataset in eval_dataset.items()}
+            else:
+                eval_dataset = self._tokenize(eval_dataset, "test", args)
+        if train_dataset is not None and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
+            lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
+            train_dataset = train_dataset.add_column(args.length_column_name, lengths)
+        if data_collator is None:
+            pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
+            data_collator = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
+
+        # Per phase and metric, the values of the batches since the last log.
+        self._stored_metrics: dict[str, defaultdict[str, list[torch.Tensor]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
+        self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
+        self.reference = Reference(self, ref_model) if self.needs_reference else None
+
+    def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:
+        if dataset is None:
+            return None
+        tokens, self.data_reports[name] = tokenize_pairs(dataset, self.pair_tokenizer, name, args.dataset_num_proc)
+        return tokens
+
+    def tokenize_row(self, feature: dict[str, str], model: Any = None) -> dict[str, list[int]]:
+        """Token ids and labels of one row {prompt, chosen, rejected}; see `PairTokenizer`."""
+        columns = self.pair_tokenizer({name: [feature[name]] for name in ("prompt", "chosen", "rejected")})
+        return {name: values[0] for name, values in columns.items()}
+
+    # ---- the objective -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pair_loss(self, pairs: PairOutputs) -> PreferenceLoss:
+        """The objective: losses and rewards of a batch's pairs, before any weighting."""
+
+    def objective_settings(self) -> dict[str, Any]:
+        """The settings that define the objective, for the summary and the model card."""
+        names = ("beta", "gamma_beta_ratio", "loss_type", "label_smoothing", "sft_weight")
+        return {name: getattr(self.args, name) for name in names if hasattr(self.args, name)}
+
+    @abstractmethod
+    def expected_first_loss(self) -> float:
+        """The loss when chosen and rejected are equally likely, as they are on average before training."""
+
+    # ---- forward, loss, metrics ----------------------------------------------------------------------------------
+
+    def response_logps(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], with_weights: bool = False
+    ) -> ResponseLogps:
+        """Log-probabilities of 2B responses, the chosen ones first, from one forward pass."""
+        # (B, 2, T) to (2B, T): [chosen; rejected]
+        rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "attention_mask", "labels")}
+        rows |= {"label_pad_token_id": self.args.label_pad_token_id, "with_weights": with_weights}
+        core = self.accelerator.unwrap_model(model)
+        path = choose_path(core, self.args)
+        return fast_logps(model, core, path, **rows) if path.fused else plain_logps(model, **rows)
+
+    def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> PairOutputs:
+        """Run the policy once over chosen and rejected together (and the reference, where the objective needs it).
+
+        Args:
+            batch: what the collator returns.
+        """
+        reference = self.reference.logps(model, batch) if self.reference else None
+        responses = self.response_logps(model, batch, with_weights=self.args.use_wpo_weighting)
+        logps = responses.means if self.average_log_prob else responses.sums
+        n = len(logps) // 2
+        weights = responses.log_weights
+        return PairOutputs(
+            chosen_logps=logps[:n],
+            rejected_logps=logps[n:],
+            chosen_nll=-responses.sums[:n].sum() / responses.lengths[:n].sum(),
+            chosen_mean_logits=responses.mean_logits[:n],
+            rejected_mean_logits=responses.mean_logits[n:],
+            weights=None if weights is None else wpo_weights(weights[:n], weights[n:]),
+            ref_chosen_logps=None if reference is None else reference[:n],
+            ref_rejected_logps=None if reference is None else reference[n:],
+        )
+
+    def get_batch_loss_metrics(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], train_eval: Literal["train", "eval"] = "train"
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of a batch (scalar) and its metrics (scalars on the device; names prefixed in evaluation)."""
+        pairs = self.concatenated_forward(model, batch)
+        return self._loss_and_metrics(pairs, self.pair_loss(pairs), train_eval)
+
+    def _loss_and_metrics(
+        self, pairs: PairOutputs, result: PreferenceLoss, train_eval: Literal["train", "eval"]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        metrics = {}
+        losses = result.losses
+        if pairs.weights is not None:
+            losses = losses * pairs.weights
+            metrics |= {"weights/mean": pairs.weights.mean(), "weights/min": pairs.weights.min()}
+        loss = losses.mean()
+        if self.args.sft_weight > 0:
+            loss = loss + self.args.sft_weight * pairs.chosen_nll
+            metrics["sft_loss"] = pairs.chosen_nll.detach()
+        metrics |= {
+            "rewards/chosen": result.chosen_rewards.mean(),
+            "rewards/rejected": result.rejected_rewards.mean(),
+            "rewards/accuracies": (result.chosen_rewards > result.rejected_rewards).float().mean(),
+            "rewards/margins": (result.chosen_rewards - result.rejected_rewards).mean(),
+            "logps/rejected": pairs.rejected_logps.detach().mean(),
+            "logps/chosen": pairs.chosen_logps.detach().mean(),
+            "logits/rejected": pairs.rejected_mean_logits.mean(),
+            "logits/chosen": pairs.chosen_mean_logits.mean(),
+        }
+        prefix = "eval_" if train_eval == "eval" else ""
+        return loss, {prefix + name: value for name, value in metrics.items()}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, metrics = self.get_batch_loss_metrics(model, inputs, "train")
+        self.store_metrics(metrics, "train")
+        return (loss, metrics) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Evaluate a batch. What `compute_metrics` sees: rewards (B, 2), chosen first, and labels (B,) of zeros."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            pairs = self.concatenated_forward(model, inputs)
+            result = self.pair_loss(pairs)
+            loss, metrics = self._loss_and_metrics(pairs, result, "eval")
+        self.store_metrics(metrics, "eval")
+        if prediction_loss_only:
+            return loss, None, None
+        rewards = torch.stack([result.chosen_rewards, result.rejected_rewards], dim=1)
+        return loss, rewards, torch.zeros_like(rewards[:, 0])
+
+    def store_metrics(self, metrics: dict[str, torch.Tensor], train_eval: Literal["train", "eval"]) -> None:
+        for name, value in metrics.items():
+            self._stored_metrics[train_eval][name].append(value.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding what became of the metrics stored since the last log: means (minima) over all processes."""
+        stored = self._stored_metrics["train" if "loss" in logs else "eval"]
+        if stored:
+            gathered = self.accelerator.gather(torch.stack([torch.stack(values) for values in stored.values()], dim=1))
+            for name, values in zip(stored, gathered.float().unbind(dim=1), strict=True):
+                logs[name] = (values.min() if name.endswith("/min") else values.mean()).item()
+            stored.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        if self.args.generate_during_eval:
+            write_generations(self)
+        return metrics
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' model card, followed by what the objective was."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            append_objective(self)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> str:
+        kwargs["tags"] = list(dict.fromkeys([*kwargs.get("tags", []), *self.tags]))
+        return super().push_to_hub(commit_message, blocking, **kwargs)
+
+
+def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: Any | None) -> torch.nn.Module:
+    """Wrap the policy in new adapters where asked for, and turn its dropout off."""
+    if model.config.is_encoder_decoder:
+        raise ValueError("encoder-decoder models are not supported")
+    if peft_config is not None:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        if getattr(model, "is_quantized", False):
+            model = prepare_model_for_kbit_training(
+                model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            )
+        elif args.gradient_checkpointing:
+            model.enable_input_require_grads()  # or nothing flows back into checkpointed layers
+        model = get_peft_model(model, peft_config)
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0  # applied as a function, not a layer
+    return model
