@@ -41,6 +41,6 @@ setup(
             "tiktoken>=0.12,<1",
         ],
         "quantization": ["bitsandbytes>=0.48,<1"],
-        "dev": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
+        "dev": ["grimp>=3.20,<4", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
     },
 )

@@ -26,9 +26,9 @@ In RUN_DIR itself:
 import argparse
 from pathlib import Path
 
-from report_files import names_of, read_run
-from report_page import render
-from report_plots import COLOURS
+from reporting.page import render
+from reporting.plots import COLOURS
+from reporting.read import names_of, read_run
 from simpo.console import UserError, command, say
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from report import main
-from report_files import names_of, read_run
-from report_numbers import gain, groups, headline, measures, points, warnings_of
-from report_page import dropped_rows, render, settings_blocks
+from reporting.numbers import gain, groups, headline, measures, points, warnings_of
+from reporting.page import dropped_rows, render, settings_blocks
+from reporting.read import names_of, read_run
 from simpo.console import UserError
 
 HOSTILE = """</script></div><script>alert("1")</script><img src=x onerror='alert(2)'> {{ 7*7 }} $\\frac$ &amp;"""

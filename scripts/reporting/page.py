@@ -1,4 +1,4 @@
-"""The report's sections, worked out from what was read, and the page they make (report.html.jinja)."""
+"""The report's sections, worked out from what was read, and the page they make (page.html.jinja)."""
 
 import random
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-import report_plots as plots
-from report_files import Change, Run, ScoredData, Stage
-from report_numbers import METRICS, NONE, evaluation_blocks, groups, headline, number, points, warnings_of
+from reporting import plots
+from reporting.numbers import METRICS, NONE, evaluation_blocks, groups, headline, number, points, warnings_of
+from reporting.read import Change, Run, ScoredData, Stage
 
 BETWEEN_RUNS, BETWEEN_STAGES, OTHERS = "Different between the runs", "Different between the stages", "All others"
 SAME_AXIS = ("logps/chosen", "logps/rejected")  # drawn to one scale, so that they compare
@@ -50,7 +50,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("page.html.jinja").render(
         names=[run.name for run in runs],
         colours=plots.COLOURS,
         chosen_colour=plots.CHOSEN,

@@ -10,11 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from reporting.checks import Row, check, check_row, is_number, read_json, read_yaml
 from simpo.console import UserError
 
-Row = dict[str, Any]
 ITSELF = "training"
 STAGE_ORDER = ("base", "sft", "reward")  # the order in which they are trained; all others after them, by name
 
@@ -286,49 +284,6 @@ def read_scores(folder: Path) -> dict[str, Row]:
             check(path, isinstance(numbers, dict), model)
             scores.setdefault(path.stem, {})[model] = numbers
     return scores
-
-
-# ---- JSON with errors that name the file ---------------------------------------------------------------------------
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """The file's content, or an empty `kind` when there is no file.
-
-    Raises:
-        UserError: it is not JSON, or of another kind.
-    """
-    if not path.is_file():
-        return kind()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not JSON ({error}); was the file cut off?") from error
-    check(path, isinstance(content, kind), f"the content (a {kind.__name__} is expected)")
-    return content
-
-
-def read_yaml(path: Path) -> Row:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    check(path, isinstance(content, dict), "the content (a mapping is expected)")
-    return content
-
-
-def check(path: Path, holds: bool, what: str, number: int | None = None) -> None:
-    if not holds:
-        raise UserError(f"{path}{'' if number is None else f', row {number}'}: {what} is not in the form expected")
-
-
-def check_row(path: Path, number: int, row: Any, *fields: str) -> Row:
-    if missing := [name for name in fields if not isinstance(row, dict) or name not in row]:
-        raise UserError(f"{path}, row {number}: has no field {missing[0]!r}")
-    return row
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def names_of(folders: list[Path]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from report_files import ITSELF, Change, Comparison, Run, Stage
+from reporting.read import ITSELF, Change, Comparison, Run, Stage
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 # (heading, names of the metric: the preference trainers', then TRL's)
