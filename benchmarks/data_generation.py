@@ -109,19 +109,18 @@ def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
     from simpo.folder import Journal
 
     llm, chance = LLM(**settings), random.Random(0)
-    requests = [
-        Request(str(i), [0, *chance.choices(range(4, 300), k=chance.randint(20, 60))], i % 5, i) for i in range(200)
-    ]
+    prompts = [[0, *chance.choices(range(4, 300), k=chance.randint(20, 60))] for _ in range(200)]
+    sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 96}
+    requests = [Request(str(i), ids, sampling | {"seed": i}) for i, ids in enumerate(prompts)]
 
     def vllm_loop(repeat: int) -> None:
-        params = [SamplingParams(temperature=0.8, top_p=0.95, max_tokens=96, seed=r.noise) for r in requests]
+        params = [SamplingParams(**r.sampling) for r in requests]
         llm.generate([tokens_input(r.token_ids) for r in requests], params, use_tqdm=False)
 
     def our_loop(repeat: int) -> None:
         journal = Journal(folder, f"{repeat}.jsonl")
-        for responses in generate(llm.llm_engine, requests, 0.8, 0.95, 96):
-            for response in responses:
-                journal.append({"prompt": response.request.prompt, "generated_text": response.text})
+        for response in generate(llm.llm_engine, requests):
+            journal.append({"prompt": response.key, "generated_text": response.text})
 
     vllm_loop(0)  # warm
     return in_turn(repeats, vllm_loop, our_loop)

@@ -15,7 +15,6 @@ All seeds run in one engine. Each request samples with its own noise, derived fr
 every prompt of a seed the same noise (`--shared_seed`).
 """
 
-import hashlib
 import multiprocessing
 import os
 import threading
@@ -26,7 +25,7 @@ from typing import Any, Literal
 from prompts import load_prompts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
-from simpo.engine.vllm import Request, context_length, engine_settings, generate, start_engine
+from simpo.engine.vllm import Request, context_length, engine_settings, generate, noise_seed, start_engine
 from simpo.files import read_rows, weights_digest, write_json
 from simpo.folder import Journal, check_settings, lock_folder
 
@@ -193,21 +192,15 @@ def skip_long_prompts(
     return {prompt: value for prompt, value in formatted.items() if prompt not in too_long}
 
 
-def noise_seed(seed: int, prompt: str, shared: bool) -> int:
-    """The seed of one request's sampling: a number below 2^63 from (seed, prompt), or the seed itself when shared."""
-    if shared:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:8]) >> 1
-
-
 def make_requests(
     args: DecodeArguments,
     formatted: dict[str, tuple[str, list[int]]],
     done: dict[int, dict[str, dict[str, Any]]],
 ) -> list[Request]:
     """What is missing, all seeds of a prompt together, so that the engine computes their prompt once."""
+    sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "max_tokens")}
     return [
-        Request(prompt, ids, seed, noise_seed(seed, prompt, args.shared_seed))
+        Request((seed, prompt), ids, sampling | {"seed": seed if args.shared_seed else noise_seed(seed, prompt)})
         for prompt, (_, ids) in formatted.items()
         for seed in args.seed
         if prompt not in done[seed]
@@ -275,14 +268,13 @@ def run_engine(
     journals = {seed: Journal(Path(args.output_dir), f"output_{seed}.{rank}.jsonl") for seed in args.seed}
     llm, tokens = start_engine(engine), 0
     with tqdm(total=len(requests), desc=f"engine {rank}", unit="response", position=rank, smoothing=0) as bar:
-        for responses in generate(llm, requests, args.temperature, args.top_p, args.max_tokens):
-            for response in responses:
-                prompt = response.request.prompt
-                values = (prompt, texts[prompt], response.text, response.finish_reason, response.num_tokens)
-                journals[response.request.seed].append(dict(zip(OUTPUT_FIELDS, values, strict=True)))
-                tokens += response.num_tokens
-                bar.update()
-                bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
+        for response in generate(llm, requests):
+            seed, prompt = response.key
+            values = (prompt, texts[prompt], response.text, response.finish_reason, response.num_tokens)
+            journals[seed].append(dict(zip(OUTPUT_FIELDS, values, strict=True)))
+            tokens += response.num_tokens
+            bar.update()
+            bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
 
 
 if __name__ == "__main__":

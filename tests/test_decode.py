@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main, noise_seed
+from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main
 from prompts import load_prompts
 from simpo.console import UserError
-from simpo.engine.vllm import engine_settings, start_engine
+from simpo.engine.vllm import engine_settings, noise_seed, start_engine
 from simpo.files import read_rows
 from simpo.folder import Journal, lock_folder
 
@@ -216,11 +216,10 @@ def test_one_bos_reaches_the_engine(llama, tmp_path):
 
 
 def test_noise_comes_from_seed_and_prompt():
-    seeds = {noise_seed(seed, prompt, shared=False) for seed in SEEDS for prompt in PROMPTS}
+    seeds = {noise_seed(seed, prompt) for seed in SEEDS for prompt in PROMPTS}
     assert len(seeds) == len(SEEDS) * len(PROMPTS)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert noise_seed(13, "a", False) == noise_seed(13, "a", False)
-    assert {noise_seed(13, prompt, shared=True) for prompt in PROMPTS} == {13}
+    assert noise_seed(13, "a") == noise_seed(13, "a") == 6384720238580535064
 
 
 def test_prompts_are_the_sorted_set_of_a_preference_column(tmp_path):

