@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     benchmark, settings, training = read_config(args.config)
 
-    tokenizer = load_tokenizer(args.model, None)
+    tokenizer, _ = load_tokenizer(args.model, None)
     train = training_example(args.model, training)
     decode = render("decode prompt", Prompter(tokenizer), USER)
     prompts, problems = [train, decode], []

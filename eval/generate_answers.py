@@ -28,11 +28,12 @@ from answering import Request, answers, engine_version, noise_seed
 from decoding import Decoding, Settings, choose_decoding, read_settings
 from prompting import Prompter, check_stop_ids, load_tokenizer, tokenizer_revision
 from questions import BENCHMARKS, TURNS, Question, check_benchmark, load_questions
+from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.engine.vllm import context_length, engine_settings, start_engine
 from simpo.files import weights_digest
-from simpo.folder import Journal, check_settings, lock_folder
+from simpo.folder import Journal, check_settings, lock_folder, recorded_settings
 
 
 @dataclass
@@ -59,6 +60,9 @@ class GenerateArguments:
     chat_template: str | None = field(
         default=None, metadata={"help": "Jinja text, a file, or a built-in name, instead of the configuration's."}
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Variables of the chat template, such as '{enable_thinking: false}'."}
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = field(
         default=None, metadata={"help": "Precision of the weights."}
     )
@@ -80,11 +84,13 @@ def main() -> None:
     given = {key: getattr(args, key) for key in ("temperature", "top_p", "max_tokens", "stop_token_ids")}
     decoding = choose_decoding(args.benchmark, settings, given, args.legacy_ae062)
     questions = load_questions(args.benchmark, args.questions)
-    tokenizer = load_tokenizer(args.model, args.chat_template or settings.chat_template, args.trust_remote_code)
-    check_stop_ids(decoding, len(tokenizer))
-    prompter = Prompter(tokenizer, None if args.chat_template else settings.prompt_template)
     name = args.name or settings.name or Path(args.model).name
     files = answer_files(args.benchmark, args.output_dir or f"outputs/eval/{args.benchmark}", name)
+    template, recorded = args.chat_template or settings.chat_template, recorded_settings(files.settings)
+    variables = keep_date(args.chat_template_kwargs, recorded.get("chat_template_kwargs"))
+    tokenizer, args.chat_template_kwargs = load_tokenizer(args.model, template, args.trust_remote_code, variables)
+    check_stop_ids(decoding, len(tokenizer))
+    prompter = Prompter(tokenizer, None if args.chat_template else settings.prompt_template)
 
     with lock_folder(files.work):
         finished = read_journal(files, args.benchmark)
@@ -121,6 +127,7 @@ def record_of(
         "legacy_ae062": args.legacy_ae062,
         "prompt_template": None if args.chat_template else settings.prompt_template,
         "chat_template": tokenizer.chat_template,
+        "chat_template_kwargs": args.chat_template_kwargs,
         **tokenizer_revision(tokenizer),
         "engine": engine_version(),
         "engine_settings": engine_choices(args, settings),

@@ -47,8 +47,13 @@ class Prompter:
             raise UserError(f"the chat template refuses a conversation of {len(messages)} turns: {error}") from error
 
 
-def load_tokenizer(model: str, chat_template: str | None, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer with the chat template to use.
+def load_tokenizer(
+    model: str,
+    chat_template: str | None,
+    trust_remote_code: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any] | None]:
+    """The model's tokenizer with the chat template to use; and the template's variables, the date among them.
 
     Raises:
         UserError: no such tokenizer, or no such template.
@@ -56,12 +61,10 @@ def load_tokenizer(model: str, chat_template: str | None, trust_remote_code: boo
     from simpo.config import DataArguments, ModelArguments
     from simpo.train.model import get_tokenizer
 
-    tokenizer = get_tokenizer(
-        ModelArguments(model_name_or_path=model, trust_remote_code=trust_remote_code),
-        DataArguments(chat_template=chat_template),
-    )
+    data_args = DataArguments(chat_template=chat_template, chat_template_kwargs=chat_template_kwargs)
+    tokenizer = get_tokenizer(ModelArguments(model_name_or_path=model, trust_remote_code=trust_remote_code), data_args)
     tokenizer.model_max_length = 10**9  # the engine's own limit counts
-    return tokenizer
+    return tokenizer, data_args.chat_template_kwargs
 
 
 def check_stop_ids(decoding: Decoding, vocabulary: int) -> None:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompts import load_prompts
+from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.engine.vllm import Request, context_length, engine_settings, generate, noise_seed, start_engine
 from simpo.files import read_rows, weights_digest, write_json
-from simpo.folder import Journal, check_settings, lock_folder
+from simpo.folder import Journal, check_settings, lock_folder, recorded_settings
 
 SETTINGS = "decode_settings.json"
 SKIPPED = "skipped_prompts.json"
@@ -61,6 +62,10 @@ class DecodeArguments:
     )
     chat_template: str | None = field(
         default=None, metadata={"help": "Jinja text, a file, or a built-in name; the tokenizer's own by default."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Variables of the chat template, such as '{enable_thinking: false}'."},
     )
     attention_backend: str | None = field(
         default=None,
@@ -124,20 +129,26 @@ def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:
+    """The model's tokenizer with the chat template to use; a folder's prompts all have the date of its first ones."""
     from simpo.config import DataArguments, ModelArguments
     from simpo.train.model import get_tokenizer
 
-    tokenizer = get_tokenizer(
-        ModelArguments(model_name_or_path=args.model, trust_remote_code=args.trust_remote_code),
-        DataArguments(chat_template=args.chat_template),
+    recorded = recorded_settings(Path(args.output_dir) / SETTINGS).get("chat_template_kwargs")
+    data_args = DataArguments(
+        chat_template=args.chat_template, chat_template_kwargs=keep_date(args.chat_template_kwargs, recorded)
     )
+    tokenizer = get_tokenizer(
+        ModelArguments(model_name_or_path=args.model, trust_remote_code=args.trust_remote_code), data_args
+    )
+    args.chat_template_kwargs = data_args.chat_template_kwargs
     tokenizer.model_max_length = 10**9  # the engine's own limit counts
     return tokenizer
 
 
 def settings_of(args: DecodeArguments, chat_template: str) -> dict[str, Any]:
     """What every response of a folder must have in common."""
-    names = ("split", "prompt_column", "temperature", "top_p", "max_tokens", "max_model_len", "dtype", "shared_seed")
+    names = ("split", "prompt_column", "chat_template_kwargs", "temperature", "top_p", "max_tokens", "max_model_len")
+    names += ("dtype", "shared_seed")
     paths = {"model": args.model, "data_dir": args.data_dir}
     return {
         **{key: str(Path(value).resolve()) if Path(value).exists() else value for key, value in paths.items()},

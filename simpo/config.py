@@ -89,6 +89,13 @@ class DataArguments:
         default=None,
         metadata={"help": "A Jinja template, a .jinja file, or a built-in one: gemma2, llama3, mistral, zephyr."},
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the chat template, such as {enable_thinking: false}. A template that writes the day "
+            "gets one date for the run: {strftime_now: 2026-11-24}, by default today; a run that goes on keeps it."
+        },
+    )
     dataset_mixer: dict[str, float] | None = field(
         default=None, metadata={"help": "{hub name or folder: fraction of its training rows}."}
     )

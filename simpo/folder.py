@@ -53,7 +53,7 @@ def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> 
     if has_output:
         if not record.is_file():
             raise UserError(f"{record.parent}: holds output without a record of how it was made; choose another folder")
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = recorded_settings(record)
         changed = [
             f"{key} was {shorten(known.get(key))}, now {shorten(settings.get(key))}"
             for key in sorted(known.keys() | settings.keys())
@@ -65,6 +65,11 @@ def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> 
                 "remove it"
             )
     write_json(record, settings)
+
+
+def recorded_settings(record: Path) -> dict[str, Any]:
+    """What `check_settings` recorded; nothing where there is no record."""
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def shorten(value: Any, width: int = 80) -> str:

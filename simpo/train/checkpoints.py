@@ -78,10 +78,9 @@ def check_resumable(training_args: TrainingArguments, checkpoint: str | None, id
     Raises:
         UserError: output_dir holds a checkpoint of another run.
     """
-    record = Path(training_args.output_dir) / RUN_CONFIG
-    if checkpoint is None or not record.is_file():
+    if checkpoint is None:
         return
-    known = (yaml.safe_load(record.read_text()) or {}).get("identity", {})
+    known = read_run_config(training_args).get("identity", {})
     for key, value in identity.items():
         if key in known and known[key] != value:
             raise UserError(
@@ -106,6 +105,12 @@ def check_architecture(checkpoint: str | None, config: PretrainedConfig) -> None
                 f"output_dir: {checkpoint} is a checkpoint of another model ({key}: {saved.get(key)}, "
                 f"now {getattr(config, key, None)}); choose another output_dir or remove it"
             )
+
+
+def read_run_config(training_args: TrainingArguments) -> dict[str, Any]:
+    """What `write_run_config` recorded in output_dir; nothing where there is no record."""
+    record = Path(training_args.output_dir) / RUN_CONFIG
+    return (yaml.safe_load(record.read_text()) or {}) if record.is_file() else {}
 
 
 def write_run_config(training_args: TrainingArguments, identity: dict[str, Any], settings: dict[str, Any]) -> None:

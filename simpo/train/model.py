@@ -22,6 +22,7 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.chat.template import resolve_chat_template
+from simpo.chat.variables import describe, fix_variables
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say, warn
 from simpo.train.checkpoints import check_architecture
@@ -36,12 +37,13 @@ def get_tokenizer(
     auto_set_chat_template: bool = True,
     mistral_override: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer and give it the chat template that `resolve_chat_template` chooses.
+    """Load the tokenizer and give it the chat template that `resolve_chat_template` chooses, with its variables fixed.
 
-    A missing pad token becomes EOS; truncation is on the left; a model_max_length above 100,000 becomes 2,048.
+    A missing pad token becomes EOS; truncation is on the left; a model_max_length above 100,000 becomes 2,048. The
+    data arguments' chat_template_kwargs receive the date, if the template writes one.
 
     Raises:
-        UserError: no such tokenizer.
+        UserError: no such tokenizer or template.
     """
     name = model_args.tokenizer_name_or_path or model_args.model_name_or_path
     if name is None:
@@ -63,8 +65,8 @@ def get_tokenizer(
         template = resolve_chat_template(
             tokenizer, data_args.chat_template, model_args.model_name_or_path, mistral_override
         )
-        tokenizer.chat_template = template.jinja
-        say(f"chat template: {template.origin}")
+        data_args.chat_template_kwargs = fix_variables(tokenizer, template.jinja, data_args.chat_template_kwargs)
+        say(f"chat template: {template.origin}{describe(data_args.chat_template_kwargs)}")
     return tokenizer
 
 

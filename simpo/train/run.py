@@ -16,12 +16,13 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
+from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, is_main_process, say, warn
 from simpo.data.load import get_datasets
 from simpo.data.pairs import format_pairs
 from simpo.logps.fused import choose_path
-from simpo.train.checkpoints import check_resumable, get_checkpoint, write_run_config
+from simpo.train.checkpoints import check_resumable, get_checkpoint, read_run_config, write_run_config
 from simpo.train.model import model_identity
 from simpo.train.trainer import PreferenceTrainer
 
@@ -67,6 +68,9 @@ def start_run(
     set_seed(args.seed)
     checkpoint = get_checkpoint(args)
     check_resumable(args, checkpoint, run_identity(model_args, objective))
+    if checkpoint is not None:
+        recorded = read_run_config(args).get("settings", {}).get("chat_template_kwargs")
+        data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, recorded)
     return checkpoint
 
 
