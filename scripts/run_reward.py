@@ -6,9 +6,9 @@ The result is a sequence classifier with one label (Bradley-Terry loss), which o
 reward_model_annotate.py scores with. The chat template is the tokenizer's own, as it is there.
 """
 
-from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError, command
 from simpo.data.load import get_datasets
+from simpo.train.launcher import parse_arguments
 from simpo.train.model import choose_attention, choose_dtype, get_model_config, get_tokenizer
 from simpo.train.run import start_run, train_and_save
 
@@ -17,7 +17,7 @@ from simpo.train.run import start_run, train_and_save
 def main() -> None:
     from trl import RewardConfig, RewardTrainer
 
-    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, RewardConfig)).parse()
+    model_args, data_args, args = parse_arguments(RewardConfig)
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise UserError("use_peft, load_in_4bit, load_in_8bit: reward models are trained whole; drop these keys")
     checkpoint = start_run(model_args, data_args, args, objective="reward")

@@ -8,10 +8,10 @@ that templates that write BOS get it once.
 """
 
 from simpo.chat.template import apply_chat_template
-from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError, command
 from simpo.data.load import get_datasets
 from simpo.data.pairs import map_rows, tokenizer_key
+from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy
 from simpo.train.run import start_run, train_and_save
 
@@ -20,7 +20,7 @@ from simpo.train.run import start_run, train_and_save
 def main() -> None:
     from trl import SFTConfig, SFTTrainer
 
-    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, SFTConfig)).parse()
+    model_args, data_args, args = parse_arguments(SFTConfig)
     checkpoint = start_run(model_args, data_args, args, objective="sft")
     tokenizer = get_tokenizer(model_args, data_args)
 

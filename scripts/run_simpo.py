@@ -6,8 +6,8 @@
 Settings come from the YAML, then from --key=value. A run that was stopped resumes from its newest whole checkpoint.
 """
 
-from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import command
+from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy
 from simpo.train.run import load_pairs, show_summary, start_run, train_and_save
 from simpo_config import SimPOConfig
@@ -16,7 +16,7 @@ from simpo_trainer import SimPOTrainer
 
 @command
 def main() -> None:
-    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, SimPOConfig)).parse()
+    model_args, data_args, args = parse_arguments(SimPOConfig)
     checkpoint = start_run(model_args, data_args, args, objective="simpo")
     tokenizer = get_tokenizer(model_args, data_args, mistral_override=True)
     pairs = load_pairs(data_args, args, tokenizer)

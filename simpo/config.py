@@ -2,10 +2,10 @@
 
 import dataclasses
 import difflib
-import os
+import reprlib
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,6 @@ import yaml
 from transformers import HfArgumentParser
 
 from simpo.console import UserError, warn
-from simpo.train.launcher import remove_stale_build_locks
 
 # Spellings of older versions, read as today's. A callable turns (value) into {new key: value}.
 OLD_SPELLINGS: dict[str, typing.Callable[[Any], dict[str, Any]]] = {
@@ -32,6 +31,9 @@ OLD_SPELLINGS: dict[str, typing.Callable[[Any], dict[str, Any]]] = {
     "logging_dir": lambda v: {},
 }
 RENAMED_SILENTLY = {"dtype"}  # both spellings are current: `dtype` is transformers' name for it
+shortened = reprlib.Repr()
+shortened.maxstring = shortened.maxother = 80
+brief = shortened.repr  # values in messages, whatever their size
 
 
 @dataclass
@@ -134,11 +136,12 @@ class H4ArgumentParser(HfArgumentParser):
     def __init__(self, dataclass_types: Any, **kwargs: Any):
         super().__init__(dataclass_types, conflict_handler="resolve", **kwargs)
 
-    def parse(self, argv: Sequence[str] | None = None) -> Any:
+    def parse(self, argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None) -> Any:
         """Return one instance per dataclass (the bare instance if there is only one).
 
         Args:
             argv: command line without the script's name; `sys.argv[1:]` by default.
+            defaults: values of keys that neither the YAML nor the command line gives.
 
         Raises:
             UserError: the YAML is missing or malformed, a key is unknown, a value has the wrong type.
@@ -157,6 +160,9 @@ class H4ArgumentParser(HfArgumentParser):
             values[key], sources[key] = value, "command line"
 
         values, sources = self._modernize(values, sources)
+        for key, value in (defaults or {}).items():
+            if key not in values:
+                values[key], sources[key] = value, "default"
         fields = {cls: {f.name for f in dataclasses.fields(cls) if f.init} for cls in self.dataclass_types}
         known = set().union(*fields.values())
         outputs = []
@@ -164,11 +170,8 @@ class H4ArgumentParser(HfArgumentParser):
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{sources[key]}: unknown key {key!r}{hint}")
+                raise UserError(f"{sources[key]}: unknown key {brief(key)}{hint}")
         for cls in self.dataclass_types:
-            # by name: importing the class takes seconds, and the data scripts have no use for it
-            if any(base.__name__ == "TrainingArguments" for base in cls.__mro__):
-                follow_machine(values, sources)
             hints = typing.get_type_hints(cls)
             checked = {
                 key: check_type(key, value, hints[key], sources[key])
@@ -198,36 +201,51 @@ class H4ArgumentParser(HfArgumentParser):
         return new_values, new_sources
 
 
-def follow_machine(values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Fill in what the machine and the launcher decide: the CPU where there is no accelerator, the launcher's bf16."""
-    import torch
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; the last one would win in silence."""
 
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        remove_stale_build_locks()
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
-        if "use_cpu" not in values:
-            values["use_cpu"], sources["use_cpu"] = True, "this machine"
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" and str(values.get("bf16")).lower() != "true":
-        if "bf16" in values:
-            warn(f"{sources['bf16']}: bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
-        values["bf16"], sources["bf16"] = True, "the accelerate configuration"
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {brief(key.value)} stands twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        UserError: not YAML, or a mapping has a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)
+    # PyYAML's own reading of numbers, dates, tags and deep nesting raises more than YAMLError
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        problem = str(error).replace('in "<unicode string>", ', "")
+        raise UserError(f"{source}: not valid YAML: {problem}") from error
 
 
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: no such file, not YAML, or not a mapping at the top level.
+        UserError: no such file, not YAML, not a mapping at the top level, or a key is no text or stands twice.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such configuration file")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such configuration file") from error
+    except (OSError, ValueError) as error:  # a folder, a name that is too long, not UTF-8
+        raise UserError(f"{brief(path)}: cannot be read as a configuration file: {type(error).__name__}") from error
+    content = load_yaml(text, path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold `key: value` lines, found {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key {brief(key)} is not text")
     return content
 
 
@@ -239,7 +257,7 @@ def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
         token = argv[position]
         position += 1
         if not token.startswith("--"):
-            raise UserError(f"command line: expected --key=value, found {token!r}")
+            raise UserError(f"command line: expected --key=value, found {brief(token)}")
         key, equals, value = token[2:].partition("=")
         if not equals:
             words = []
@@ -260,31 +278,59 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
+    where, kinds = f"{source}: {key}", typing.get_args(hint) or (hint,)
     if value is False and key.endswith("_strategy"):  # an unquoted `no` is false to YAML
         value = "no"
-    optional = type(None) in typing.get_args(hint)
-    if value is None or (optional and value in ("null", "None")):
-        if optional:
+    if value is None or (type(None) in kinds and value in ("null", "None")):
+        if type(None) in kinds:
             return None
-        raise UserError(f"{source}: {key} cannot be null")
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
-    except PydanticSchemaGenerationError:  # a library's own class, which no text can spell
-        return value
-    readings = [value]
-    if isinstance(value, str):
-        readings.append(yaml.safe_load(value) if value[:1] in "{[" else value.split(","))
-    elif isinstance(value, int | float):
-        readings.append([value])  # one number where a list may stand
-    if isinstance(value, bool) and not accepts_bool(hint):
-        readings = [str(value)]  # true is not the number 1
+        raise UserError(f"{where} cannot be null")
+    for text in texts(value):
+        if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+            raise UserError(f"{where}: {brief(text)} holds a character that no file or text can hold")
+    if isinstance(value, bool) and not accepts_bool(hint):  # true is not the number 1
+        raise UserError(f"{where}: {value} does not fit: neither text (put it in quotes) nor a number")
     problem = ""
-    for reading in readings:
+    for kind, reading in readings(value, hint, kinds, where):
         try:
-            return adapter.validate_python(reading)
+            return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(reading)
+        except PydanticSchemaGenerationError:  # a library's own class, which no text can spell
+            return value
         except ValidationError as error:
             problem = problem or error.errors()[0]["msg"]
-    raise UserError(f"{source}: {key}: {value!r} does not fit: {problem}")
+    raise UserError(f"{where}: {brief(value)} does not fit: {problem}")
+
+
+def texts(value: Any) -> Iterator[str]:
+    """The texts in a value, one level deep."""
+    for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+        if isinstance(part, str):
+            yield part
+
+
+def readings(value: Any, hint: Any, kinds: tuple[Any, ...], where: str) -> Iterator[tuple[Any, Any]]:
+    """What a value may stand for, the likeliest first, each with the type to try. Where text may stand, text is text.
+
+    Raises:
+        UserError: a mapping or list as text is not valid YAML.
+    """
+    if not isinstance(value, str):
+        yield hint, value
+        if isinstance(value, int):
+            yield hint, str(value)
+        if isinstance(value, int | float):
+            yield hint, [value]  # one number where a list may stand
+    elif str in kinds:
+        yield from ((kind, value) for kind in kinds if kind in (bool, int, float))
+        if value.startswith("{") and any(dict in (kind, typing.get_origin(kind)) for kind in kinds):
+            yield hint, load_yaml(value, where)
+        yield hint, value
+    else:
+        yield hint, value
+        if value.startswith(("{", "[")):
+            yield hint, load_yaml(value, where)
+        else:
+            yield hint, [part.strip() for part in value.split(",")]
 
 
 def accepts_bool(hint: Any) -> bool:

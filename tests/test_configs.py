@@ -1,5 +1,6 @@
 """Every shipped file against the published table, and the parser's rules."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def _bf16_everywhere(monkeypatch):
 
 
 def parse(*argv: str, config=SimPOConfig):
-    return H4ArgumentParser((ModelArguments, DataArguments, config)).parse(list(argv))
+    return H4ArgumentParser((ModelArguments, DataArguments, config)).parse(list(argv), {"use_cpu": True})
 
 
 @pytest.mark.parametrize("name", SIMPO)
@@ -181,6 +182,42 @@ def test_old_spellings_give_one_warning(config, capsys):
     assert len(warnings) == 1 and "evaluation_strategy -> eval_strategy" in warnings[0]
 
 
+TEMPLATE = "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '=\n' }}{% endfor %}{{ {'a': [1]} }}"
+
+
+@pytest.mark.parametrize(
+    "text", [TEMPLATE, "{{ bos_token }}", "[INST] {{ x }}", "{a: b", "a,b", "null hypothesis", "1e3"]
+)
+def test_text_is_never_read_as_yaml(config, text):
+    _, from_yaml, _ = parse(config(chat_template=text))
+    plain = config()
+    for data in (from_yaml, parse(plain, "--chat_template", text)[1], parse(plain, f"--chat_template={text}")[1]):
+        assert data.chat_template == text
+
+
+def test_text_beside_other_types(config):
+    *_, args = parse(
+        config(lr_scheduler_kwargs='{"num_cycles": 2}'), "--include_num_input_tokens_seen=true", "--optim_args=a=1,b=2"
+    )
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2} and args.optim_args == "a=1,b=2"
+    assert args.include_num_input_tokens_seen == "all"
+    with pytest.raises(UserError, match="command line: gradient_checkpointing_kwargs: not valid YAML"):
+        parse(config(), "--gradient_checkpointing_kwargs={a: 1")
+
+
+def test_parsing_touches_nothing(config, tmp_path, monkeypatch):
+    """The launcher's wishes are settled where a run begins, not in the parser."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    lock = tmp_path / "extensions" / "ops" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    before = dict(os.environ)
+    H4ArgumentParser((ModelArguments, DataArguments)).parse(["--trust_remote_code=true"])
+    assert os.environ == before and lock.exists()
+
+
 def test_unquoted_no_is_a_strategy(config):
     *_, args = parse(config(save_strategy=False, eval_strategy=False))
     assert args.save_strategy.value == args.eval_strategy.value == "no"
@@ -212,6 +249,22 @@ def test_bad_overrides(config, argv, message):
     ("text", "message"),
     [
         ("beta: [1, 2]", "beta: .* does not fit"),
+        ("beta: 1e999", "beta: '1e999' does not fit: .*finite"),
+        ("beta: 1.0e+999", "beta: inf does not fit"),
+        ("max_length: " + "9" * 5000, "not valid YAML"),
+        ("run_name: yes", "run_name: True does not fit: .*quotes"),
+        ("run_name: 1.10", "run_name: 1.1 does not fit"),
+        ('run_name: "a\\0"', "run_name: .* holds a character"),
+        ("k" * 1000 + ": 2", "unknown key 'kkk.{1,90}$"),
+        ("run_name: [" + "n" * 5000 + "]", "run_name: .{1,100} does not fit"),
+        ("beta: 2\nmax_length: 96\nbeta: 3", "the key 'beta' stands twice\\s+line 3"),
+        ("dataset_mixer: {a: 1.0, a: 0.5}", "the key 'a' stands twice"),
+        ("5: 2", "the key 5 is not text"),
+        ("on: 2", "the key True is not text"),
+        ("? [a]\n: 2", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        ("beta: !!timestamp x", "not valid YAML"),
+        ("dataset_mixer: {5: 1.0}", "dataset_mixer: .* does not fit"),
         ("beta: null", "beta cannot be null"),
         ("bta: 2", "unknown key 'bta'; did you mean beta"),
         ("max_length: true", "max_length"),

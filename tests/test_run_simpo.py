@@ -251,9 +251,12 @@ def test_warnings(config, monkeypatch, capsys, tmp_path):
 
 
 def test_launcher_precision_wins(config, monkeypatch, capsys):
-    from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+    from simpo.train.launcher import parse_arguments
     from simpo_config import SimPOConfig
 
     monkeypatch.setitem(os.environ, "ACCELERATE_MIXED_PRECISION", "bf16")
-    *_, args = H4ArgumentParser((ModelArguments, DataArguments, SimPOConfig)).parse([config(bf16=False)])
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(bf16=None)])
+    assert parse_arguments(SimPOConfig)[-1].bf16 and "bf16" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(bf16=False)])
+    *_, args = parse_arguments(SimPOConfig)
     assert args.bf16 and "bf16: false gives way" in capsys.readouterr().err

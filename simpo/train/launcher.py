@@ -1,10 +1,45 @@
-"""Locks that a killed run leaves behind. DeepSpeed compiles an extension at its first start, under a lock file that
-nothing removes if the run is killed meanwhile: every later run would wait for it forever."""
+"""What a training process does before its arguments are parsed, and what its machine and launcher decide.
+
+Locks that a killed run leaves behind: DeepSpeed compiles an extension at its first start, under a lock file that
+nothing removes if the run is killed meanwhile, and every later run would wait for it forever.
+"""
 
 import os
 from pathlib import Path
+from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import warn
+
+
+def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArguments, DataArguments, Any]:
+    """Parse a training script's command line on this machine: the CPU without an accelerator, the launcher's bf16.
+
+    Returns:
+        The model's, the data's and the trainer's arguments, the last of `config_class`.
+
+    Raises:
+        UserError: see `H4ArgumentParser.parse`.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        remove_stale_build_locks()
+    defaults = {}
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
+        defaults["use_cpu"] = True
+    bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    if bf16:
+        defaults["bf16"] = True
+    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, config_class)).parse(
+        defaults=defaults
+    )
+    if bf16 and not args.bf16:
+        warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
+        args.bf16 = True
+    return model_args, data_args, args
 
 
 def remove_stale_build_locks() -> None:
@@ -14,7 +49,7 @@ def remove_stale_build_locks() -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")):
         return
-    from torch.utils.cpp_extension import get_default_build_root
+    from torch.utils.cpp_extension import get_default_build_root  # imports compilers' settings: slow
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     locks = [lock.resolve() for lock in root.glob("*/*/lock")] + [lock.resolve() for lock in root.glob("*/lock")]
