@@ -14,7 +14,7 @@ PUBLIC = {  # name: the module it comes from
     "get_peft_config": "simpo.train.model",
     "get_quantization_config": "simpo.train.model",
     "get_tokenizer": "simpo.train.model",
-    "is_adapter_model": "simpo.train.model",
+    "is_adapter_model": "simpo.train.weights",
 }
 __all__ = list(PUBLIC)
 

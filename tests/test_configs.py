@@ -59,17 +59,18 @@ def test_simpo_configs_are_the_published_ones(name):
     assert data.chat_template == ("gemma2" if gemma else None)
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 4 == 128
     assert (args.per_device_eval_batch_size, args.logging_steps, args.num_train_epochs) == (4, 5, 1)
-    check_common(name, model, data, args)
-    assert args.eval_steps == 400
+    check_common(model, data, args)
+    assert (args.eval_steps, args.output_dir) == (400, f"outputs/{name}")
 
 
-def check_common(name, model, data, args):
+def check_common(model, data, args):
     assert model.torch_dtype is None and not model.use_peft
     assert data.preprocessing_num_workers == 12
     assert args.bf16 and args.gradient_checkpointing and args.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert (args.optim, args.lr_scheduler_type, args.warmup_steps, args.seed) == ("adamw_torch", "cosine", 0.1, 42)
-    assert (args.save_steps, args.save_total_limit, args.report_to) == (1000000, 20, ["wandb"])
-    assert args.output_dir.startswith("outputs/") and args.output_dir.endswith(name)
+    assert args.output_dir.startswith("outputs/")
+    saving = (10000, 1, []) if args.output_dir.endswith("-wpo") else (1000000, 20, ["wandb"])
+    assert (args.save_steps, args.save_total_limit, args.report_to) == saving
 
 
 def test_step_zero_losses_of_the_paper():
@@ -89,13 +90,13 @@ def test_list_of_paper_configs_is_complete():
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "rate", "epochs", "lengths"),
+    ("name", "base", "rate", "epochs", "lengths", "output"),
     [
-        ("mistral", "HuggingFaceH4/mistral-7b-sft-beta", 5e-7, 1, (1024, 512)),
-        ("llama3_instruct", LLAMA3, 1e-6, 2, (2048, 1800)),
+        ("mistral", "HuggingFaceH4/mistral-7b-sft-beta", 5e-7, 1, (1024, 512), "zephyr-7b-wpo"),
+        ("llama3_instruct", LLAMA3, 1e-6, 2, (2048, 1800), "llama-8b-instruct-wpo"),
     ],
 )
-def test_wpo_configs(name, base, rate, epochs, lengths):
+def test_wpo_configs(name, base, rate, epochs, lengths, output):
     model, data, args = parse(f"{ROOT}/training_configs/{name}.yaml", config=WPOConfig)
     assert (args.beta, args.learning_rate, args.num_train_epochs, args.use_wpo_weighting) == (0.01, rate, epochs, True)
     assert model.model_name_or_path == base and data.dataset_mixer == {UF: 1.0}
@@ -103,7 +104,8 @@ def test_wpo_configs(name, base, rate, epochs, lengths):
     assert (args.max_length, args.max_prompt_length) == lengths
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 128
     assert (args.per_device_eval_batch_size, args.logging_steps) == (8, 10)
-    check_common(name, model, data, args)
+    check_common(model, data, args)
+    assert (args.eval_steps, args.output_dir) == (10000, f"outputs/{output}")
 
 
 @pytest.mark.parametrize(("simpo", "rate"), zip(SIMPO, [5e-7, 5e-7, 5e-7, 7e-7, 3e-7, 5e-7], strict=True))
@@ -115,7 +117,10 @@ def test_dpo_configs(simpo, rate):
     assert (model.model_name_or_path, next(iter(data.dataset_mixer))) == base[:2]
     assert (args.max_length, args.max_prompt_length) == base[-2:]
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 4 == 128
-    check_common(name, model, data, args)
+    check_common(model, data, args)
+    assert (args.eval_steps, args.output_dir) == (400, f"outputs/{name}")
+    # the model's own template takes neither a system message nor an answer alone, as DPO's formatting has them
+    assert data.chat_template == {"mistral-7b-instruct-dpo": "mistral", "gemma-2-9b-it-dpo": "gemma2"}.get(name)
 
 
 def test_sft_config():
@@ -126,6 +131,8 @@ def test_sft_config():
     assert (args.learning_rate, args.max_length, args.num_train_epochs, args.bf16) == (2e-5, 2048, 1, True)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 4)
     assert (args.lr_scheduler_type, args.warmup_steps) == ("cosine", 0.1)
+    assert (args.packing, args.packing_strategy) == (True, "wrapped")
+    assert (args.eval_strategy, args.eval_steps, args.save_total_limit) == ("steps", 200, 1)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +160,8 @@ def test_accelerate_configs(name, kind, processes):
         settings = config.fsdp_config
         assert settings["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
         assert settings.get("fsdp_sharding_strategy") == "FULL_SHARD" or settings["fsdp_reshard_after_forward"] is True
+    if name == "fsdp":
+        assert settings["fsdp_state_dict_type"] == "SHARDED_STATE_DICT" and settings["fsdp_forward_prefetch"] is True
 
 
 def test_every_spelling_of_an_override(config):

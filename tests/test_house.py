@@ -10,8 +10,10 @@ import grimp
 import pytest
 from conftest import ROOT
 
-LAYERS = ["train", "objectives", "logps", "data", "chat", "config", "folder", "files", "console"]
-BESIDE = {"engine": {"console", "files", "folder"}}  # what a package outside the row of layers may import
+LAYERS = ["train", "objectives", "logps", "data", "chat", "config", "folder", "model_files", "files", "console"]
+BESIDE = {
+    "engine": {"console", "files", "folder", "model_files"}
+}  # what a package outside the row of layers may import
 PROGRAMS = ["scripts", "on_policy_data_gen", "eval", "benchmarks", "examples", "generate.py"]
 
 

@@ -112,11 +112,13 @@ def apply_chat_template(
     needed = {"sft": ("messages",), "generation": ("messages",)}.get(task, ("chosen", "rejected"))
     if task not in ("sft", "generation", "simpo", "dpo") or not all(column in example for column in needed):
         raise ValueError(f"task {task!r} needs the columns {needed}, found {list(example)}")
+    example = example.copy()  # of its own type: `Dataset.map` removes columns from the row type that it passes
     if task in ("sft", "generation"):
         messages = example["messages"]
         if auto_insert_empty_system_msg:
             messages = with_system_message(messages, tokenizer)
-        return {**example, "text": render(tokenizer, messages, add_generation_prompt=task == "generation")}
+        example["text"] = render(tokenizer, messages, add_generation_prompt=task == "generation")
+        return example
 
     prompt, chosen, rejected = split_pair(example)
     if auto_insert_empty_system_msg:
@@ -128,4 +130,5 @@ def apply_chat_template(
         if text_chosen.startswith(header) and text_rejected.startswith(header):
             text_prompt += header
             text_chosen, text_rejected = text_chosen.removeprefix(header), text_rejected.removeprefix(header)
-    return {**example, "text_prompt": text_prompt, "text_chosen": text_chosen, "text_rejected": text_rejected}
+    example |= {"text_prompt": text_prompt, "text_chosen": text_chosen, "text_rejected": text_rejected}
+    return example

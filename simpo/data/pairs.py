@@ -106,6 +106,13 @@ def tokenize_pairs(
     """
     if missing := [column for column in TEXT_COLUMNS if column not in dataset.column_names]:
         raise UserError(f"{name} data: lacks the text column {missing[0]} (found: {', '.join(dataset.column_names)})")
+    for column in TEXT_COLUMNS:
+        if dataset.features[column] not in (Value("string"), Value("large_string")):
+            raise UserError(
+                f"{name} data: the column {column} holds messages, not text: render them first: "
+                "apply_chat_template(row, tokenizer, task='simpo') gives text_prompt, text_chosen and text_rejected, "
+                "to be renamed to prompt, chosen and rejected"
+            )
     settings = (tokenize.max_length, tokenize.max_prompt_length, tokenize.truncation_mode, tokenize.label_pad_token_id)
     tokens = map_rows(
         dataset,

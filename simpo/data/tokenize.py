@@ -4,7 +4,7 @@ All rules are the original's (they decide which tokens the published models were
 refused or dropped, and counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -158,3 +158,48 @@ class PreferenceCollator:
         if "ref_logps" in rows[0]:
             batch["ref_logps"] = torch.tensor([row["ref_logps"] for row in rows], dtype=torch.float32)
         return batch
+
+
+@dataclass(frozen=True)
+class OwnCollator:
+    """A user's collator, whose batch becomes the trainer's.
+
+    It is given rows of {prompt,chosen,rejected}_input_ids and _attention_mask and {chosen,rejected}_labels, as the
+    original's were. It returns what `PreferenceCollator` does; or the original's layout, the two sides apart and padded
+    on any side: {chosen,rejected}_input_ids, _attention_mask and _labels, each (B, T).
+
+    Args:
+        collate: the user's.
+        stack: puts the two sides together.
+    """
+
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    stack: PreferenceCollator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate B rows.
+
+        Raises:
+            UserError: the batch has another layout.
+        """
+        masks = [
+            {f"{name}_attention_mask": [1] * len(row[f"{name}_input_ids"]) for name in ("prompt", *RESPONSES)}
+            for row in rows
+        ]
+        batch = self.collate([row | mask for row, mask in zip(rows, masks, strict=True)])
+        if {"input_ids", "attention_mask", "labels"} <= batch.keys() and batch["input_ids"].dim() == 3:
+            return dict(batch)
+        parts = [f"{name}_{what}" for name in RESPONSES for what in ("input_ids", "attention_mask", "labels")]
+        if missing := [part for part in parts if part not in batch]:
+            raise UserError(f"data_collator: its batch lacks {missing[0]} (found: {', '.join(batch)})")
+        pairs = [
+            {
+                f"{name}_{what}": batch[f"{name}_{what}"][pair][batch[f"{name}_attention_mask"][pair].bool()].tolist()
+                for name in RESPONSES
+                for what in ("input_ids", "labels")
+            }
+            for pair in range(len(batch["chosen_input_ids"]))
+        ]
+        if "ref_logps" in rows[0]:
+            pairs = [pair | {"ref_logps": row["ref_logps"]} for pair, row in zip(pairs, rows, strict=True)]
+        return self.stack(pairs)

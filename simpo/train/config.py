@@ -45,7 +45,7 @@ class PreferenceConfig(TrainingArguments):
         default=False, metadata={"help": "Write answers to a few prompts to generations.jsonl at every evaluation."}
     )
     is_encoder_decoder: bool | None = field(default=None, metadata={"help": "Not supported: must stay false."})
-    model_init_kwargs: dict[str, Any] | str | None = field(
+    model_init_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained, when the trainer is given a model's name."}
     )
     dataset_num_proc: int | None = field(

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -18,17 +16,19 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import is_flash_attn_2_available
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.chat.template import resolve_chat_template
 from simpo.chat.variables import describe, fix_variables
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say, warn
+from simpo.model_files import check_tokenizer
 from simpo.train.checkpoints import check_architecture
+from simpo.train.weights import check_vocabulary, choose_attention, get_model_config, load_causal_lm
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+LEAST_SHARE_OF_TOKENS = 0.8  # of a model's embeddings; the published models use 98 % and more
 
 
 def get_tokenizer(
@@ -43,17 +43,25 @@ def get_tokenizer(
     data arguments' chat_template_kwargs receive the date, if the template writes one.
 
     Raises:
-        UserError: no such tokenizer or template.
+        UserError: no such tokenizer or template, a tokenizer that is not the model's, or damaged files of either.
     """
     name = model_args.tokenizer_name_or_path or model_args.model_name_or_path
     if name is None:
         raise UserError("model_name_or_path: not given")
+    key = "tokenizer_name_or_path" if model_args.tokenizer_name_or_path else "model_name_or_path"
+    config = get_model_config(model_args) if model_args.model_name_or_path else None
+    check_tokenizer(name, key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=model_args.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the tokenizer of {name}: {error}") from error
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise UserError(f"{key}: cannot load the tokenizer of {name}: {error}") from error
+    if config is not None:
+        embedded = config.get_text_config().vocab_size
+        check_vocabulary(tokenizer, embedded)
+        if len(tokenizer) < LEAST_SHARE_OF_TOKENS * embedded:
+            warn(f"{key}: {len(tokenizer)} tokens, where the model embeds {embedded}: do they belong together?")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None:
@@ -117,49 +125,6 @@ def get_peft_config(model_args: ModelArguments) -> "PeftConfig | None":
         target_modules=model_args.lora_target_modules or "all-linear",
         modules_to_save=model_args.lora_modules_to_save,
     )
-
-
-def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
-    """True when the folder or hub repository holds a PEFT adapter instead of a whole model."""
-    return find_adapter_config_file(model_name_or_path, revision=revision) is not None
-
-
-def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
-    """Load the model's configuration (of the base model, for an adapter).
-
-    Raises:
-        UserError: no such model, or an encoder-decoder model.
-    """
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    try:
-        if is_adapter_model(name, revision):
-            from peft import PeftConfig
-
-            name = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
-            revision = model_args.base_model_revision
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model_args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
-    if config.is_encoder_decoder:
-        raise UserError(f"model_name_or_path: {name} is an encoder-decoder model; only decoder-only models can be used")
-    return config
-
-
-def choose_attention(requested: str | None, model_type: str) -> str | None:
-    """The attention implementation to load: what was asked for, where it can run.
-
-    flash_attention_2 needs CUDA and the flash-attn package; elsewhere sdpa takes its place, with a warning. Gemma-2
-    caps its attention logits, which sdpa cannot: eager.
-    """
-    fallback = "eager" if model_type == "gemma2" else "sdpa"
-    if requested == "flash_attention_2" and not is_flash_attn_2_available():
-        warn(f"flash_attention_2 needs a CUDA GPU and the flash-attn package: using {fallback} instead")
-        return fallback
-    if model_type == "gemma2" and requested in (None, "sdpa"):
-        if requested == "sdpa":
-            warn("sdpa cannot cap attention logits, which Gemma-2 needs: using eager instead")
-        return fallback
-    return requested
 
 
 def choose_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype | str:
@@ -237,39 +202,18 @@ def load_model(model_args: ModelArguments, dtype: torch.dtype | str) -> PreTrain
     """Load a model with the attention and quantization of the model arguments; an adapter is merged into its base.
 
     Raises:
-        UserError: no such model, encoder-decoder, float16 weights, or an adapter under ZeRO-3.
+        UserError: no such model, damaged files, encoder-decoder, float16 weights, or an adapter under ZeRO-3.
     """
-    config = get_model_config(model_args)
     quantization = get_quantization_config(model_args)
-    kwargs = {
-        "revision": model_args.model_revision,
-        "code_revision": model_args.model_code_revision,
-        "trust_remote_code": model_args.trust_remote_code,
-        "attn_implementation": choose_attention(model_args.attn_implementation, config.model_type),
-        "dtype": dtype,
-        "quantization_config": quantization,
-        "device_map": get_kbit_device_map() if quantization and not is_deepspeed_zero3_enabled() else None,
-    }
-    name = model_args.model_name_or_path
-    adapter = is_adapter_model(name, model_args.model_revision)
-    if adapter:
-        if is_deepspeed_zero3_enabled():
-            raise UserError(f"{name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge and save it first")
-        from peft import PeftConfig, PeftModel
-
-        base = PeftConfig.from_pretrained(name, revision=model_args.model_revision).base_model_name_or_path
-        kwargs["revision"] = model_args.base_model_revision
-        model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-        model = PeftModel.from_pretrained(model, name, revision=model_args.model_revision).merge_and_unload()
-        model.requires_grad_(True)  # PEFT had frozen the base weights
-    else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
-    if model.dtype == torch.float16:
-        raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
-    return model
+    return load_causal_lm(
+        model_args,
+        code_revision=model_args.model_code_revision,
+        trust_remote_code=model_args.trust_remote_code,
+        attn_implementation=choose_attention(model_args.attn_implementation, get_model_config(model_args).model_type),
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map=get_kbit_device_map() if quantization and not is_deepspeed_zero3_enabled() else None,
+    )
 
 
 def model_identity(name: str) -> str:

@@ -12,19 +12,21 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from simpo.console import UserError
 from simpo.data.pairs import DataReport, tokenize_pairs
-from simpo.data.tokenize import PairTokenizer, PreferenceCollator
+from simpo.data.tokenize import OwnCollator, PairTokenizer, PreferenceCollator
 from simpo.logps.fused import choose_path, fast_logps
 from simpo.logps.plain import ResponseLogps, get_batch_logps, plain_logps
 from simpo.objectives.losses import PreferenceLoss, wpo_weights
 from simpo.train.config import PreferenceConfig
 from simpo.train.generations import write_generations
 from simpo.train.model_card import append_objective
+from simpo.train.original_names import OriginalNames
 from simpo.train.reference import Reference
+from simpo.train.weights import check_vocabulary, load_named_model
 
 
 class PairOutputs(NamedTuple):
@@ -44,19 +46,20 @@ class PairOutputs(NamedTuple):
     ref_rejected_logps: torch.Tensor | None
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(OriginalNames, Trainer):
     """transformers' Trainer for datasets of string columns prompt, chosen, rejected.
 
     Args:
-        model: the policy, or its name (loaded with `args.model_init_kwargs`).
+        model: the policy, or its name (loaded with `args.model_init_kwargs`; in float32 unless they say otherwise).
         args: a PreferenceConfig.
+        data_collator: your own, given rows of token ids; see `OwnCollator` for what it may return.
         train_dataset, eval_dataset: text pairs; they are tokenized here, and pairs that cannot be trained on dropped.
         tokenizer: also accepted as `processing_class`.
         peft_config: wrap the policy in new adapters.
         ref_model: the reference model, or a function that loads it if it is needed (see `Reference`).
 
     Raises:
-        UserError: no pair is left to train on.
+        UserError: no pair is left to train on; rows that are not text; a model or tokenizer that cannot be used.
     """
 
     average_log_prob: ClassVar[bool]
@@ -91,14 +94,11 @@ class PreferenceTrainer(Trainer):
         if tokenizer is None or args is None:
             raise ValueError(f"{type(self).__name__} needs args and a tokenizer (processing_class)")
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+            model = load_named_model(model, args.model_init_kwargs)
+        elif args.model_init_kwargs is not None:
+            raise UserError("model_init_kwargs: only for a model given by name; this one is loaded already")
         if model is not None:
-            embeddings = model.get_input_embeddings().num_embeddings
-            if len(tokenizer) > embeddings:
-                raise UserError(
-                    f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens and the model embeds "
-                    f"{embeddings}: they do not belong together"
-                )
+            check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
             model = prepare_policy(model, args, peft_config)
 
         self.pair_tokenizer = PairTokenizer(
@@ -115,9 +115,10 @@ class PreferenceTrainer(Trainer):
             sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
             lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
             train_dataset = train_dataset.add_column(args.length_column_name, lengths)
-        if data_collator is None:
-            pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
-            data_collator = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
+        pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
+        own, data_collator = data_collator, PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
+        if own is not None:
+            data_collator = OwnCollator(own, data_collator)
 
         # Per phase and metric, the values of the batches since the last log.
         self._stored_metrics: dict[str, defaultdict[str, list[torch.Tensor]]] = {

@@ -1,0 +1,169 @@
+"""Reading a causal language model's files: which ones, in what precision, and an adapter's merge into its base."""
+
+import warnings
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from simpo.config import ModelArguments
+from simpo.console import UserError, warn
+from simpo.model_files import check_model
+
+
+def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
+    """True when the folder or hub repository holds a PEFT adapter instead of a whole model."""
+    return find_adapter_config_file(model_name_or_path, revision=revision) is not None
+
+
+def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
+    """Load the model's configuration (of the base model, for an adapter).
+
+    Raises:
+        UserError: no such model, damaged files, or an encoder-decoder model.
+    """
+    name, revision, key = base_model(model_args.model_name_or_path, model_args)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model_args.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}: cannot load {name}: {error}") from error
+    if config.is_encoder_decoder:
+        raise UserError(f"model_name_or_path: {name} is an encoder-decoder model; only decoder-only models can be used")
+    return config
+
+
+def base_model(name: str, model_args: ModelArguments) -> tuple[str, str | None, str]:
+    """Name and revision of what has to be loaded first, and whose setting it is: an adapter's base, or the model.
+
+    Raises:
+        UserError: damaged files, or a base that is neither a folder nor a name on the hub.
+    """
+    check_model(name, "model_name_or_path")
+    try:
+        if not is_adapter_model(name, model_args.model_revision):
+            return name, model_args.model_revision, "model_name_or_path"
+        from peft import PeftConfig
+
+        base = PeftConfig.from_pretrained(name, revision=model_args.model_revision).base_model_name_or_path
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
+    key = f"base_model_name_or_path in the adapter_config.json of {name}"
+    if not base:
+        raise UserError(f"{key}: not given; name the model that the adapter belongs to")
+    check_model(base, key)
+    return base, model_args.base_model_revision, key
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int) -> None:
+    """Refuse a tokenizer with more tokens than the model embeds (many embed a few more than they have, for speed).
+
+    Raises:
+        UserError: the tokenizer is another model's.
+    """
+    if len(tokenizer) > embedded:
+        raise UserError(
+            f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens and the model embeds {embedded}: they "
+            "do not belong together"
+        )
+
+
+def choose_attention(requested: str | None, model_type: str) -> str | None:
+    """The attention implementation to load: what was asked for, where it can run.
+
+    flash_attention_2 needs CUDA and the flash-attn package; elsewhere sdpa takes its place, with a warning. Gemma-2
+    caps its attention logits, which sdpa cannot: eager.
+    """
+    fallback = "eager" if model_type == "gemma2" else "sdpa"
+    if requested == "flash_attention_2" and not is_flash_attn_2_available():
+        warn(f"flash_attention_2 needs a CUDA GPU and the flash-attn package: using {fallback} instead")
+        return fallback
+    if model_type == "gemma2" and requested in (None, "sdpa"):
+        if requested == "sdpa":
+            warn("sdpa cannot cap attention logits, which Gemma-2 needs: using eager instead")
+        return fallback
+    return requested
+
+
+def load_named_model(name: str, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
+    """Load what a trainer was given by name, with the arguments of from_pretrained that came along.
+
+    Without a dtype (also spelt torch_dtype), or with None, the weights are float32, as the original's were: today's
+    from_pretrained would take the checkpoint's bfloat16, in which small updates round away.
+
+    Raises:
+        UserError: see `load_model`; or an unknown dtype.
+    """
+    kwargs = dict(init_kwargs or {})
+    old, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
+    dtype = dtype or old or torch.float32
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise UserError(f"model_init_kwargs: dtype: {dtype!r} is not a type of torch")
+        dtype = getattr(torch, dtype)
+    model_args = ModelArguments(
+        model_name_or_path=name,
+        model_revision=kwargs.pop("revision", None) or "main",
+        trust_remote_code=kwargs.pop("trust_remote_code", False),
+    )
+    attention = choose_attention(kwargs.pop("attn_implementation", None), get_model_config(model_args).model_type)
+    trust = model_args.trust_remote_code
+    return load_causal_lm(model_args, dtype=dtype, attn_implementation=attention, trust_remote_code=trust, **kwargs)
+
+
+def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel:
+    """Load the model that the arguments name; an adapter is merged into its base.
+
+    Args:
+        kwargs: of `from_pretrained`, without the revision.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    name = model_args.model_name_or_path
+    base, revision, key = base_model(name, model_args)
+    adapter = base != name
+    if adapter and is_deepspeed_zero3_enabled():
+        raise UserError(
+            f"model_name_or_path: {name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge it first "
+            f"(python scripts/merge.py {name} FOLDER) and name that folder"
+        )
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base, revision=revision, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{key}: cannot load {base}: {error}") from error
+    tied = model.all_tied_weights_keys  # under ZeRO-3 reported as missing
+    if missing := sorted(set(info["missing_keys"]) - set(tied)):
+        raise UserError(
+            f"{key}: the weights in {base} are not those of its config.json ({type(model).__name__}): {len(missing)} "
+            f"tensors are missing, such as {missing[0]}"
+        )
+    if adapter:
+        model = merge_adapter(model, name, model_args.model_revision)
+        model.requires_grad_(True)  # PEFT had frozen the base weights
+    if model.dtype == torch.float16:
+        raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
+    return model
+
+
+def merge_adapter(model: PreTrainedModel, adapter: str, revision: str | None = None) -> PreTrainedModel:
+    """Add an adapter's updates to the weights of its base.
+
+    Raises:
+        UserError: its tensors do not fit the base, or it is of a kind that cannot be merged (prompt tuning).
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
+            return PeftModel.from_pretrained(model, adapter, revision=revision).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
+        raise UserError(
+            f"the adapter {adapter} does not fit its base {model.name_or_path} (was one of them resized or replaced "
+            f"since?): {error}"
+        ) from error
