@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from simpo.config import DataArguments
 from simpo.console import UserError
 from simpo.data.pairs import format_pairs
-from simpo.logps.fused import FastPath, HeadLogps, choose_path, fast_logps
-from simpo.logps.layout import lay_out, visible
+from simpo.logps.families import LogitShape
+from simpo.logps.fused import FastPath, choose_path, fast_logps
+from simpo.logps.head import HeadLogps
+from simpo.logps.layout import lay_out
 from simpo.logps.plain import plain_logps
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
@@ -141,10 +143,10 @@ def test_head_against_autograd_in_double_precision():
     """The hand-written backward pass against finite differences."""
     hidden, weight, bias = (torch.randn(*shape, dtype=torch.double) for shape in ((5, 4), (6, 4), (6,)))
     labels = torch.tensor([0, 5, 2, 2, 1])
-    for softcap in (None, 2.0):
+    for softcap, scale in ((None, 1.0), (2.0, 1.0), (None, 0.3), (2.0, 0.3)):
         inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
-        logps, squares = HeadLogps.apply(*inputs, labels, softcap, 2, True)
-        logits = torch.nn.functional.linear(*inputs)
+        logps, squares = HeadLogps.apply(*inputs, labels, LogitShape(scale, softcap), 2, True)
+        logits = scale * torch.nn.functional.linear(*inputs)
         logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
         expected = logits.log_softmax(dim=1)[range(5), labels]
         torch.testing.assert_close(logps.double(), expected, rtol=1e-5, atol=1e-6)
@@ -169,13 +171,10 @@ def test_layout_by_hand():
     assert shared.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 0, 1, 0, 0]]
     assert shared.places.tolist() == [[0, 1, 2, 3], [5, 0, 0, 0], [0, 1, 4, 0], [6, 7, 0, 0]]
     assert shared.spans == [[(2, 2, 1)], [(0, 1, 2)]]
-    seen = visible(shared)[0, 0].int().tolist()
-    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    assert visible(shared, window=2)[0, 0].int().tolist()[4] == [0, 1, 0, 0, 1]
+    assert shared.counts.tolist() == [[2, 2, 1, 1, 1], [1, 1, 1, 0, 0]]
     flat = lay_out(**batch, label_pad_token_id=pad, shared_prompt=True, padding_free=True)
     assert flat.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert flat.spans == [[(2, 2, 1), (0, 1, 2)]]
-    assert visible(flat)[0, 0].int().tolist()[7] == [0, 0, 0, 0, 0, 0, 1, 1]
     alone = lay_out(**batch, label_pad_token_id=pad, shared_prompt=False, padding_free=True)
     assert alone.input_ids.tolist() == [[1, 2, 3, 4, 6, 1, 2, 5, 7, 8]]
     assert alone.spans == [[(4, 0, 0), (1, 0, 0), (3, 0, 0), (2, 0, 0)]]
@@ -222,10 +221,6 @@ def test_what_is_chosen_and_refused(tmp_path, model_folder):
 
     assert choose() == FastPath(True, True, True)
     assert choose(padding_free=False) == FastPath(True, True, False)
-    model.config.sliding_window = 63
-    assert choose() == FastPath(True, True, False)
-    model.config.sliding_window = 64
-    assert choose() == FastPath(True, True, True)
     assert choose(shared_prompt=False, padding_free=True) == FastPath(True, False, True)
     assert str(choose(fused_logps=False)) == "plain"
     model.config._attn_implementation = "flash_attention_2"

@@ -9,6 +9,7 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -20,6 +21,7 @@ from simpo.chat.template import TEMPLATES
 CONFIGS: dict[str, type[PretrainedConfig]] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,
+    "mixtral": MixtralConfig,
     "gemma2": Gemma2Config,
     "qwen2": Qwen2Config,
 }

@@ -16,6 +16,9 @@ class ResponseLogps(NamedTuple):
     """(R,) float32, detached: mean of the logits over the vocabulary and over the sequence's real tokens."""
     log_weights: torch.Tensor | None = None
     """(R,) float32, detached: mean over label tokens of log p(y_t) - log sum_v p(v)^2, for `wpo_weights`."""
+    router_loss: torch.Tensor | None = None
+    """Scalar: how unevenly a mixture of experts spread all real tokens, where its config says output_router_logits
+    (Switch Transformers, arXiv 2101.03961). To be weighted with the config's router_aux_loss_coef."""
 
     @property
     def means(self) -> torch.Tensor:
@@ -90,7 +93,8 @@ def plain_logps(
         input_ids, attention_mask, labels: (R, T) int64, padded on the right.
         with_weights: also compute `log_weights`.
     """
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    outputs = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    logits = outputs.logits
     picked, picked_labels, mask = label_logits(logits, labels, label_pad_token_id)
     logps, lengths = selected_logps(picked, picked_labels), mask.sum(dim=1)
     log_weights = None
@@ -104,4 +108,5 @@ def plain_logps(
         lengths=lengths,
         mean_logits=(logits.detach().float().mean(dim=-1) * attention_mask).sum(dim=1) / attention_mask.sum(dim=1),
         log_weights=log_weights,
+        router_loss=outputs.get("aux_loss"),
     )

@@ -21,6 +21,7 @@ from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, is_main_process, say, warn
 from simpo.data.load import get_datasets
 from simpo.data.pairs import format_pairs
+from simpo.logps.attention import attention_name
 from simpo.logps.fused import choose_path
 from simpo.train.checkpoints import check_resumable, get_checkpoint, read_run_config, write_run_config
 from simpo.train.model import model_identity
@@ -129,14 +130,15 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         steps = int(-(-trainer.data_reports["train"].rows // pairs_per_step) * args.num_train_epochs)
     lines = {
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
-        f"{args.mixed_precision} mixed precision, {model.config._attn_implementation} attention)",
+        f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",
         "log-probs": str(choose_path(model, args)),
         "objective": f"{trainer.tags[0]} {trainer.objective_settings()}",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
         "first loss": f"{'at most' if args.use_wpo_weighting else 'about'} {trainer.expected_first_loss():.3f} expected"
-        + (" before the sft term" if args.sft_weight > 0 else ""),
+        + (" before the sft term" if args.sft_weight > 0 else "")
+        + (" before the router's loss" if getattr(model.config, "output_router_logits", False) else ""),
         "output": str(Path(args.output_dir).resolve()),
     }
     say("\n".join(f"  {name:<12}{text}" for name, text in lines.items()))

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from simpo.console import UserError
 from simpo.data.pairs import DataReport, tokenize_pairs
 from simpo.data.tokenize import OwnCollator, PairTokenizer, PreferenceCollator
-from simpo.logps.fused import choose_path, fast_logps
-from simpo.logps.plain import ResponseLogps, get_batch_logps, plain_logps
+from simpo.logps.checked import CheckedLogps
+from simpo.logps.plain import ResponseLogps, get_batch_logps
 from simpo.objectives.losses import PreferenceLoss, wpo_weights
 from simpo.train.config import PreferenceConfig
 from simpo.train.generations import write_generations
@@ -44,6 +44,8 @@ class PairOutputs(NamedTuple):
     ref_chosen_logps: torch.Tensor | None
     """Of the reference model, for objectives that need one."""
     ref_rejected_logps: torch.Tensor | None
+    router_loss: torch.Tensor | None = None
+    """Scalar, of mixtures of experts whose config asks for it: see `ResponseLogps`."""
 
 
 class PreferenceTrainer(OriginalNames, Trainer):
@@ -140,6 +142,7 @@ class PreferenceTrainer(OriginalNames, Trainer):
         )
         self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
+        self.log_probs = CheckedLogps(args, self.accelerator)
         self.reference = Reference(self, ref_model) if self.needs_reference else None
 
     def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:
@@ -176,10 +179,7 @@ class PreferenceTrainer(OriginalNames, Trainer):
         """Log-probabilities of 2B responses, the chosen ones first, from one forward pass."""
         # (B, 2, T) to (2B, T): [chosen; rejected]
         rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "attention_mask", "labels")}
-        rows |= {"label_pad_token_id": self.args.label_pad_token_id, "with_weights": with_weights}
-        core = self.accelerator.unwrap_model(model)
-        path = choose_path(core, self.args)
-        return fast_logps(model, core, path, **rows) if path.fused else plain_logps(model, **rows)
+        return self.log_probs(model, rows, with_weights)
 
     def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> PairOutputs:
         """Run the policy once over chosen and rejected together (and the reference, where the objective needs it).
@@ -201,6 +201,7 @@ class PreferenceTrainer(OriginalNames, Trainer):
             weights=None if weights is None else wpo_weights(weights[:n], weights[n:]),
             ref_chosen_logps=None if reference is None else reference[:n],
             ref_rejected_logps=None if reference is None else reference[n:],
+            router_loss=responses.router_loss,
         )
 
     def get_batch_loss_metrics(
@@ -222,6 +223,9 @@ class PreferenceTrainer(OriginalNames, Trainer):
         if self.args.sft_weight > 0:
             loss = loss + self.args.sft_weight * pairs.chosen_nll
             metrics["sft_loss"] = pairs.chosen_nll.detach()
+        if pairs.router_loss is not None:
+            loss = loss + self.model.config.router_aux_loss_coef * pairs.router_loss
+            metrics["aux_loss"] = pairs.router_loss.detach()
         metrics |= {
             "rewards/chosen": result.chosen_rewards.mean(),
             "rewards/rejected": result.rejected_rewards.mean(),
@@ -300,6 +304,8 @@ def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: 
     """Wrap the policy in new adapters where asked for, and turn its dropout off."""
     if model.config.is_encoder_decoder:
         raise ValueError("encoder-decoder models are not supported")
+    if getattr(model.config, "output_router_logits", False):
+        check_router_loss(model.config, args)
     if peft_config is not None:
         from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -317,3 +323,21 @@ def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: 
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0  # applied as a function, not a layer
     return model
+
+
+def check_router_loss(config: PretrainedConfig, args: PreferenceConfig) -> None:
+    """Refuse settings under which a mixture of experts' router loss would be without effect.
+
+    Raises:
+        UserError: the config does not weight it, or the gradients do not reach it.
+    """
+    if getattr(config, "router_aux_loss_coef", None) is None:
+        raise UserError(
+            f"output_router_logits: {config.model_type} has no router_aux_loss_coef to weight the router's loss with: "
+            "set output_router_logits to false in the model's config.json"
+        )
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise UserError(
+            "gradient_checkpointing_kwargs: under use_reentrant: true the router's loss that the config asks for "
+            "(output_router_logits) has no gradient: set use_reentrant: false"
+        )
