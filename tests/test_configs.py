@@ -227,6 +227,25 @@ def test_parsing_touches_nothing(config, tmp_path, monkeypatch):
     assert os.environ == before and lock.exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "key", "value"),
+    [
+        ({"use_flash_attention_2": True}, "attn_implementation", "flash_attention_2"),
+        ({"use_flash_attention_2": "false"}, "attn_implementation", None),
+        ({"group_by_length": "false"}, "train_sampling_strategy", "random"),
+        ({"warmup_ratio": 0}, "warmup_steps", 0),
+        ({"tokenizer": "somewhere"}, "tokenizer_name_or_path", "somewhere"),
+        ({"lora_target_modules": "all-linear"}, "lora_target_modules", "all-linear"),
+        ({"lora_target_modules": "q_proj, v_proj"}, "lora_target_modules", ["q_proj", "v_proj"]),
+        ({"lora_target_modules": "o_proj"}, "lora_target_modules", ["o_proj"]),
+        ({"lora_target_modules": r".*layers\.\d{1,2}\..*_proj"}, "lora_target_modules", r".*layers\.\d{1,2}\..*_proj"),
+    ],
+)
+def test_spellings(config, old, key, value):
+    found = {name: v for part in parse(config(**old)) for name, v in vars(part).items()}
+    assert found[key] == value
+
+
 def test_unquoted_no_is_a_strategy(config):
     *_, args = parse(config(save_strategy=False, eval_strategy=False))
     assert args.save_strategy.value == args.eval_strategy.value == "no"
@@ -241,7 +260,19 @@ def test_unquoted_no_is_a_strategy(config):
         (["--max_length=true"], "max_length: 'true' does not fit"),
         (["--beta=null"], "beta: 'null' does not fit"),
         (["--loss_type=ipo"], "loss_type: 'ipo' does not fit"),
-        (["--optim=adamm"], "adamm"),
+        (["--optim=adamw_troch"], "command line: optim: 'adamw_troch' .* did you mean adamw_torch"),
+        (["--lr_scheduler_type=cosin"], "lr_scheduler_type: .* did you mean cosine"),
+        (["--train_sampling_strategy=by_length"], "train_sampling_strategy: .* did you mean group_by_length"),
+        (["--warmup_ratio=5"], r"warmup_ratio \(5\) must be in \[0, 1\)"),
+        (["--warmup_ratio=abc"], "warmup_ratio: 'abc' does not fit"),
+        (["--warmup_ratio=0.1", "--warmup_steps=5"], "warmup_ratio and warmup_steps are one setting"),
+        (["--split_batches=true"], "split_batches was removed from transformers: set it in accelerator_config"),
+        (["--accelerator_config={a: 1}"], "config.yaml: .*AcceleratorConfig.*unexpected keyword argument 'a'"),
+        (["--accelerator_config=nowhere.json"], "config.yaml: .*nowhere.json"),
+        (["--lora_r=0"], r"lora_r \(0\)"),
+        (["--lora_dropout=1"], r"lora_dropout \(1\)"),
+        (["--lora_alpha=-2"], r"lora_alpha \(-2\)"),
+        (["--run_name"], "run_name"),
         (["beta=2"], "expected --key=value, found 'beta=2'"),
         (["--max_prompt_length=96"], r"max_prompt_length \(96\) must be positive and below max_length \(96\)"),
         (["--label_smoothing=0.5"], "label_smoothing"),
