@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from alpaca_eval2 import ANNOTATOR, INSTALL
 from judge_client import RETRIES, Endpoint, failures
+
 from records import Row, read_rows, refuse_gaps, refuse_repeats
 from simpo.config import read_yaml
 from simpo.console import UserError

@@ -12,14 +12,14 @@ template, a missing assistant header.
 
 import sys
 from copy import copy
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import find, names
 from command_line import ArgumentParser
-from decoding import Settings, read_settings
+from decoding import Settings
 from prompting import Prompter, load_tokenizer
-from questions import BENCHMARKS
 from simpo.chat.template import resolve_chat_template
+from simpo.chat.variables import fix_variables
 from simpo.config import H4ArgumentParser, read_yaml
 from simpo.console import UserError, command, say
 
@@ -48,7 +48,7 @@ def main() -> None:
     train = training_example(args.model, training)
     decode = render("decode prompt", Prompter(tokenizer), USER)
     prompts, problems = [train, decode], []
-    for name in BENCHMARKS:
+    for name in names():
         prompts += benchmark_prompts(name, tokenizer, settings if name == benchmark else Settings())
     for prompt in prompts:
         show(tokenizer, prompt)
@@ -75,14 +75,10 @@ def read_config(path: str | None) -> tuple[str | None, Settings, dict[str, Any]]
     """
     if path is None:
         return None, Settings(), {}
-    if Path(path).is_dir() or Path(path).name in ("gen_answer_config.yaml", "api_config.yaml"):
-        return "arenahard", read_settings("arenahard", path), {}
-    content = read_yaml(path)
-    if "max_new_token" in content:
-        return "mt-bench", read_settings("mt-bench", path), {}
-    if any(isinstance(entry, dict) and "completions_kwargs" in entry for entry in content.values()):
-        return "alpacaeval2", read_settings("alpacaeval2", path), {}
-    return None, Settings(), content
+    for name in names():
+        if find(name).has_config(path):
+            return name, find(name).read_settings(path), {}
+    return None, Settings(), read_yaml(path)
 
 
 def training_example(model: str, training: dict[str, Any]) -> Prompt:
@@ -97,9 +93,12 @@ def training_example(model: str, training: dict[str, Any]) -> Prompt:
     names = {"model_name_or_path", "chat_template", "auto_insert_empty_system_msg", "header_in_prompt"}
     given = [f"--{key}={value}" for key, value in training.items() if key in names and value is not None]
     model_args, data_args = H4ArgumentParser((ModelArguments, DataArguments)).parse(given)
-    model_args.model_name_or_path = model_args.model_name_or_path or model
+    # the trained model's name decides the template; the model itself is not read
+    trained, model_args.model_name_or_path = model_args.model_name_or_path or model, None
     model_args.tokenizer_name_or_path = model
-    tokenizer = get_tokenizer(model_args, data_args, mistral_override=True)
+    tokenizer = get_tokenizer(model_args, data_args, auto_set_chat_template=False)
+    template = resolve_chat_template(tokenizer, data_args.chat_template, trained, mistral_override=True)
+    fix_variables(tokenizer, template.jinja, data_args.chat_template_kwargs)
     pair = {name: [*USER, {"role": "assistant", "content": ANSWER}] for name in ("chosen", "rejected")}
     try:
         text = apply_chat_template(

@@ -14,184 +14,159 @@ Reads the answers of generate_answers.py (the official tools' format); --referen
 --judge_prompts: the benchmark's own judge_config.yaml or judge_prompts.jsonl (AlpacaEval: an annotator of alpaca-eval).
 Writes below output_dir (default outputs/eval/BENCHMARK):
     model_judgment/JUDGE/NAME.jsonl  Arena-Hard {question_id, model, judge, games: [{user_prompt, judgment, score}]},
-                                     MT-Bench {question_id, model, judge, user_prompt, judgment, score, turn, tstamp}
-    NAME/JUDGE/annotations.json      AlpacaEval
-    ....settings.json beside it      judge, prompts, and digests of what was judged
+                                     MT-Bench {question_id, model, judge, user_prompt, judgment, score, turn, tstamp};
+                                     beside that `rule` (which of several verdicts counts) and, where a question got
+                                     no reply, `failed` (why)
+    NAME/ANNOTATOR/annotations.json  AlpacaEval
+    ....settings.json beside it      judge, parameters as they were sent, prompts, and digests of what was judged
     judging/JUDGE/NAME/journal/      every reply, whole; a run that was killed continues from it
+
+A question that the judge refuses is listed and left without a verdict; --retry_failed asks for those again.
 """
 
 import hashlib
-import time
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpaca_judging import annotate, annotator_config, read_pairs
-from judge_client import Endpoint, ask, check_endpoint, check_key, work_off
-from judging import (
-    JudgeSettings,
-    Task,
-    arena_hard_rows,
-    arena_hard_tasks,
-    mt_bench_rows,
-    mt_bench_tasks,
-    read_answers,
-    read_arena_hard_prompts,
-    read_mt_bench_prompts,
-)
-from mt_bench import WITH_REFERENCE
-from questions import BENCHMARKS, Question, check_benchmark, load_questions
-from records import Row, write_lines
+from benchmarks import find, names
+from benchmarks.base import JudgeFiles, Judging
+from endpoint import Endpoint, Judge, address_of, check_key
+from judging import Replies, work_off
+from records import Row, shorten
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.files import write_json
-from simpo.folder import Journal, check_settings, lock_folder
+from simpo.folder import check_settings, lock_folder
+from thoughts import HELP, Thinking
 
 
 @dataclass
 class JudgeArguments:
     """Which answers, which judge, and how to reach it."""
 
-    benchmark: str = field(default="", metadata={"help": f"One of {', '.join(BENCHMARKS)}."})
+    benchmark: str = field(default="", metadata={"help": f"One of {', '.join(names())}."})
     answers: str = field(default="", metadata={"help": "The model's answer file."})
-    references: str = field(default="", metadata={"help": "Baseline answers, reference answers or reference outputs."})
+    references: str | None = field(
+        default=None, metadata={"help": "Baseline answers, reference answers or reference outputs."}
+    )
     judge_prompts: str | None = field(default=None, metadata={"help": "The benchmark's own file of judge prompts."})
     judge: str = field(
         default="gpt-4-1106-preview", metadata={"help": "The judge's model name at the endpoint (AlpacaEval's too)."}
     )
+    judge_args: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Parameters of the request as JSON, over the benchmark's own; null: not sent."},
+    )
     base_url: str | None = field(default=None, metadata={"help": "The endpoint, ending in /v1; OpenAI's by default."})
     questions: str | None = field(default=None, metadata={"help": "Local question file; the hub's by default."})
+    thinking: Thinking = field(default="strip", metadata={"help": HELP})
     output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/eval/BENCHMARK."})
     concurrency: int = field(default=8, metadata={"help": "Requests under way at a time."})
     timeout: float = field(default=300.0, metadata={"help": "Seconds to wait for one reply."})
+    retry_failed: bool = field(default=False, metadata={"help": "Ask again for what the judge refused."})
 
     def __post_init__(self):
-        check_benchmark(self.benchmark)
-        needed = ["answers", "references"] + ["judge_prompts"] * (self.benchmark != "alpacaeval2")
-        for key in needed:
+        benchmark = find(self.benchmark)
+        for key in ("answers", *benchmark.needs):
             if not getattr(self, key):
                 raise UserError(f"{key}: not given (--{key} FILE)")
-        if self.concurrency < 1 or self.timeout <= 0:
-            raise UserError("concurrency must be at least 1 and timeout above 0")
+        if not self.judge.strip():
+            raise UserError("judge: not given (--judge NAME)")
+        if not 1 <= self.concurrency <= 1000 or not 0 < self.timeout < 1e6:
+            raise UserError("concurrency must lie between 1 and 1000, and timeout be above 0")
+        if reserved := sorted({"model", "messages", "stream", "n"} & (self.judge_args or {}).keys()):
+            raise UserError(f"judge_args: {reserved[0]} is not for this option (--judge names the model)")
 
     @property
-    def endpoint(self) -> Endpoint:
-        return Endpoint(self.judge, self.base_url, self.timeout, self.concurrency)
+    def files(self) -> JudgeFiles:
+        return JudgeFiles(self.answers, self.references, self.judge_prompts, self.questions, self.thinking)
 
 
 @command
 def main() -> None:
     args = H4ArgumentParser(JudgeArguments).parse()
     check_key()
-    folder = Path(args.output_dir or f"outputs/eval/{args.benchmark}")
-    output = judge_alpacaeval2(args, folder) if args.benchmark == "alpacaeval2" else judge_by_prompts(args, folder)
-    say(f"wrote {output}")
+    endpoint = Endpoint(args.judge, args.base_url, args.timeout, args.concurrency)
+    address_of(args.base_url)
+    benchmark = find(args.benchmark)
+    judging = benchmark.judging(args.files)
+    folder, name = Path(args.output_dir or f"outputs/eval/{args.benchmark}"), judging.judge_name or args.judge
+    output = benchmark.judgment_files(folder, safe_name(name), safe_name(judging.model))
+    if output.answers.is_dir():
+        raise UserError(f"{output.answers}: is a folder; remove it")
 
-
-def judge_by_prompts(args: JudgeArguments, folder: Path) -> Path:
-    """Arena-Hard and MT-Bench: ask for what is missing, then write the whole judgment file; returns its path."""
-    questions = load_questions(args.benchmark, args.questions)
-    model, tasks, settings = make_tasks(args, questions)
-    judge = safe_name(args.judge)
-    output = folder / "model_judgment" / judge / f"{safe_name(model)}.jsonl"
-    with lock_folder(work := folder / "judging" / judge / safe_name(model)):
-        replies = read_replies(work)
-        record(args, output.with_suffix(".settings.json"), {"max_tokens": settings.max_tokens}, bool(replies))
-        pending = [task for task in tasks if not task.is_done(replies.get(task.key, []))]
-        say(f"{model}: {len(tasks)} judgments by {args.judge}, {len(tasks) - len(pending)} already there")
-        journal = Journal(work, "replies.jsonl")
-
-        def judge_task(client: Any, task: Task) -> None:
-            own = replies.setdefault(task.key, [])
-            while not task.is_done(own):
-                reply = ask(client, args.judge, task.messages(own), settings.temperature, settings.max_tokens)
-                row = {"question_id": task.question_id, "part": task.part, "attempt": len(own) + 1, **reply}
-                row["time"] = time.time()
-                journal.append(row)
-                own.append(row)
-
+    with lock_folder(output.work):
+        replies = Replies(output.work, judging, args.retry_failed)
+        record = record_of(args, judging) | {"sent": sent_before(output.settings) if replies.found else None}
+        output.settings.parent.mkdir(parents=True, exist_ok=True)
+        check_settings(output.settings, record, replies.found)
+        pending = replies.pending()
+        say(
+            f"{judging.model}: {len(judging.tasks)} judgments by {name}, "
+            f"{len(judging.tasks) - len(pending)} already there"
+        )
         if pending:
-            check_endpoint(args.endpoint)
-            work_off(pending, judge_task, args.endpoint, args.benchmark)
-        make_rows = arena_hard_rows if args.benchmark == "arenahard" else mt_bench_rows
-        rows = make_rows(args.judge, model, tasks, replies)
-        report(args, rows, replies)
-        write_lines(output, rows)
-    return output
+            judge = Judge(endpoint, record["sent"] or record["parameters"])
+
+            def started() -> None:
+                write_json(output.settings, record | {"sent": judge.parameters})
+
+            work_off(judge, replies, benchmark.title, started)
+        outcomes = {task.key: replies.outcome(task) for task in judging.tasks}
+        rows = judging.rows(outcomes, args.judge)
+        report(args, judging, replies, outcomes)
+        output.answers.parent.mkdir(parents=True, exist_ok=True)
+        benchmark.write_judgments(output.answers, rows)
+    say(f"wrote {output.answers}")
 
 
-def make_tasks(args: JudgeArguments, questions: list[Question]) -> tuple[str, list[Task], JudgeSettings]:
-    """The model's name, all judgments to get, and how the judge decodes.
-
-    Raises:
-        UserError: a file is missing, of another benchmark, or does not cover the questions.
-    """
-    if args.benchmark == "arenahard":
-        settings, what = read_arena_hard_prompts(args.judge_prompts), "Arena-Hard answers"
-        model, answers = read_answers(args.answers, questions, args.benchmark, what)
-        _, baseline = read_answers(args.references, questions, args.benchmark, what, more=True)
-        return model, arena_hard_tasks(args.judge_prompts, settings, questions, answers, baseline), settings
-    settings, what = read_mt_bench_prompts(args.judge_prompts), "MT-Bench answers"
-    model, answers = read_answers(args.answers, questions, args.benchmark, what)
-    needing = [question for question in questions if question.category in WITH_REFERENCE]
-    references = read_answers(args.references, needing, args.benchmark, what, more=True)[1] if needing else {}
-    return model, mt_bench_tasks(args.judge_prompts, settings, questions, answers, references), settings
-
-
-def judge_alpacaeval2(args: JudgeArguments, folder: Path) -> Path:
-    """AlpacaEval through its own package; returns the annotations' path."""
-    model, own, references = read_pairs(args.answers, args.references)
-    annotator, config = annotator_config(args.judge_prompts, args.endpoint)
-    output = folder / safe_name(model) / annotator / "annotations.json"
-    with lock_folder(work := folder / "judging" / annotator / safe_name(model)):
-        done = {row["instruction"]: row for row in Journal.read(work, "replies.jsonl")}
-        record(args, output.with_name("settings.json"), {"annotator": annotator}, bool(done))
-        say(f"{model}: {len(own)} judgments by {annotator} ({args.judge}), {len(done)} already there")
-        missing = [number for number, row in enumerate(own) if row["instruction"] not in done]
-        if missing:
-            check_endpoint(args.endpoint)
-            journal = Journal(work, "replies.jsonl")
-            pairs = [own[number] for number in missing], [references[number] for number in missing]
-            annotate(config, work, *pairs, args.endpoint, journal)
-            done = {row["instruction"]: row for row in Journal.read(work, "replies.jsonl")}
-        write_json(output, [done[row["instruction"]] for row in own])
-    return output
-
-
-def record(args: JudgeArguments, path: Path, more: Row, has_output: bool) -> None:
-    """Record what the judgments are of; refuse to go on with other answers, prompts or another judge."""
+def record_of(args: JudgeArguments, judging: Judging) -> Row:
+    """What all judgments of a file must have in common: another judge, other answers or prompts are refused."""
     files = {key: getattr(args, key) for key in ("answers", "references", "judge_prompts", "questions")}
     digests = {
         key: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file and Path(file).is_file() else file
         for key, file in files.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    check_settings(path, {"benchmark": args.benchmark, "judge": args.judge, **digests, **more}, has_output)
+    parameters = judging.parameters | (args.judge_args or {})
+    record = {"benchmark": args.benchmark, "judge": args.judge, **digests, "thinking": args.thinking}
+    return record | {"parameters": parameters, "rule": judging.rule, **judging.record}
 
 
-def read_replies(work: Path) -> dict[Any, list[Row]]:
-    """Replies of earlier runs, by (question_id, part), in the order of the attempts."""
-    replies: dict[Any, list[Row]] = {}
-    for row in Journal.read(work, "replies.jsonl"):
-        replies.setdefault((row["question_id"], row["part"]), []).append(row)
-    return replies
+def sent_before(path: Path) -> Row | None:
+    """The parameters as an earlier run found that the judge takes them."""
+    try:
+        sent = json.loads(path.read_text(encoding="utf-8")).get("sent")
+    except (OSError, ValueError, AttributeError):
+        return None  # no record, or a damaged one
+    return sent if isinstance(sent, dict) else None
 
 
-def report(args: JudgeArguments, rows: list[Row], replies: dict[Any, list[Row]]) -> None:
-    """Warn of judgments without a verdict, and of an endpoint that served another model than the one asked for."""
-    if args.benchmark == "arenahard":
-        without = sum(game["score"] is None for row in rows for game in row["games"])
-    else:
-        without = sum(row["score"] == -1 for row in rows)
-    if without:
+def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Any]) -> None:
+    """Warn of judgments that failed or hold no verdict, and of an endpoint that served another model."""
+    failed = [(task, outcomes[task.key].failed) for task in judging.tasks if outcomes[task.key].failed]
+    for task, reason in failed[:5]:
+        warn(f"question {shorten(str(task.question_id), 40)}, part {task.part}: no reply: {shorten(reason, 200)}")
+    if failed:
+        warn(
+            f"{len(failed)} of {len(judging.tasks)} judgments got no reply (all are listed in "
+            f"{replies.work / 'journal'}); --retry_failed asks for them again"
+        )
+    without = sum(outcome.verdict is None and not outcome.failed for outcome in outcomes.values())
+    if judging.patterns and without:
         warn(f"{without} judgments hold no verdict; scoring leaves them out")
-    if others := sorted({str(reply["served_by"]) for own in replies.values() for reply in own} - {args.judge}):
+    thought = sum("thinking" in outcome.rule for outcome in outcomes.values())
+    if thought:
+        say(f"{thought} judgments were read after the judge's thoughts, the last verdict counting")
+    served = {str(row["served_by"]) for rows in replies.rows.values() for row in rows if "served_by" in row}
+    if others := sorted(served - {args.judge}):
         warn(f"asked for {args.judge}, the endpoint answered as {', '.join(others)}")
 
 
 def safe_name(name: str) -> str:
     """A model's name as part of a path."""
-    return name.replace("/", "__")
+    return name.replace("/", "__").replace("\0", "") if name.strip(".") else f"_{name}"
 
 
 if __name__ == "__main__":

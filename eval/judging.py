@@ -1,206 +1,217 @@
-"""What the judge of Arena-Hard and MT-Bench is asked, and the official judgment rows made of its replies."""
+"""From the tasks of a benchmark to their outcomes: every reply kept in a journal, each asked and paid for once."""
 
-import string
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import arena_hard
-import mt_bench
-from questions import Question
-from records import Row, read_rows, refuse_gaps, refuse_repeats
-from simpo.config import read_yaml
+from benchmarks.base import AFTER_THINKING, RULES, Judging, Outcome, Task, find_labels
+from endpoint import CONTINUE, Judge, Refusal
+from records import Row
+from simpo.chat.thinking import after_thinking, split_thinking
 from simpo.console import UserError
+from simpo.folder import Journal
 
-# Asked when a reply holds no verdict; the benchmark asks once more in a similar way.
-AGAIN = "Please go on with your judgment, and end it with one of the verdict labels."
-PROMPT_FIELDS = {"name": str, "type": str, "system_prompt": str, "prompt_template": str}
-REMEDY = "generate the rest, or name the matching files with --questions and --answers"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One judgment to get.
-
-    Attributes:
-        part: Arena-Hard: the game (1: the baseline is A; 2: the model is A). MT-Bench: the turn.
-        prompt_name: MT-Bench's name of the judge prompt.
-        attempts: how often to ask for a verdict, at most.
-    """
-
-    question_id: str | int
-    part: int
-    system: str
-    user: str
-    attempts: int
-    pattern: str
-    prompt_name: str = ""
-
-    @property
-    def key(self) -> tuple[str | int, int]:
-        return self.question_id, self.part
-
-    def messages(self, replies: list[Row]) -> list[dict[str, str]]:
-        """The conversation so far; an earlier reply without a verdict is followed by a request for one."""
-        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
-        for reply in replies:
-            messages.append({"role": "assistant", "content": reply["content"]})
-            messages.append({"role": "user", "content": AGAIN})
-        return messages
-
-    def is_done(self, replies: list[Row]) -> bool:
-        found = any(arena_hard.has_verdict(reply["content"], self.pattern) for reply in replies)
-        return bool(replies) and (found or len(replies) >= self.attempts)
+JOURNAL = "replies.jsonl"
+MOST_ALONE = 3  # requests that may fail before the first reply: an endpoint that refuses all is not asked 800 times
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
-    """How the judge decodes, and what it reads."""
+class Replies:
+    """The replies to a benchmark's tasks, of earlier runs and of this one.
 
-    temperature: float
-    max_tokens: int
-    prompts: dict[str, Any]
-
-
-def read_answers(
-    path: str, questions: list[Question], benchmark: str, what: str, more: bool = False
-) -> tuple[str, dict[Any, list[str]]]:
-    """Read a model's answer file.
+    A journal's row is a reply (see `Judge.ask`) or {failed: why there is none}, with question_id, part and attempt;
+    attempt 1 begins a task anew.
 
     Args:
-        more: whether it may answer questions that are not asked.
-
-    Returns:
-        The model's name, and {question_id: the text of each turn}.
-
-    Raises:
-        UserError: another benchmark's file, several models, a question answered twice or not at all.
+        retry_failed: forget the failures of earlier runs.
     """
-    rows = read_rows(path, {"question_id": (str, int), "model_id": str, "choices": list}, what)
-    turns: dict[Any, list[str]] = {}
-    for number, row in enumerate(rows):
-        try:
-            texts = row["choices"][0]["turns"]
-            if benchmark == "arenahard":
-                texts = [turn["content"] for turn in texts]
-        except (LookupError, TypeError) as error:
-            raise UserError(f"{path}, row {number}: choices[0].turns are not those of {what}") from error
-        if len(texts) != len(questions[0].turns) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}, row {number}: must have {len(questions[0].turns)} turn(s) of text, as {what} do")
-        turns[row["question_id"]] = texts
-    refuse_repeats(path, [row["question_id"] for row in rows])
-    refuse_gaps(path, turns, [question.key for question in questions], REMEDY, more)
-    names = sorted({row["model_id"] for row in rows})
-    if len(names) > 1:
-        raise UserError(f"{path}: holds answers of several models ({', '.join(names)}); judge each model's own file")
-    return names[0], turns
+
+    def __init__(self, work: Path, judging: Judging, retry_failed: bool = False):
+        self.work, self.judging, self.lock = work, judging, Lock()
+        self.rows: dict[Any, list[Row]] = {task.key: [] for task in judging.tasks}
+        for row in Journal.read(work, JOURNAL):
+            if is_reply(row) and (key := (row["question_id"], row["part"])) in self.rows:
+                self.rows[key] = [*(self.rows[key] if row["attempt"] > 1 else []), row]
+        self.found = any(self.rows.values())
+        if retry_failed:
+            for task in judging.tasks:
+                if self.rows[task.key] and self.outcome(task).failed:
+                    self.rows[task.key] = []
+
+    def pending(self) -> list[Task]:
+        return [task for task in self.judging.tasks if not self.is_done(task)]
+
+    def is_done(self, task: Task) -> bool:
+        rows = self.rows[task.key]
+        whole = self.whole(rows)
+        return (
+            any("failed" in row for row in rows)
+            or any(self.decides(row) for row in whole)
+            or len(whole) >= self.judging.attempts
+            or len(rows) - len(whole) >= 2  # cut, and cut again with more room
+        )
+
+    def whole(self, rows: list[Row]) -> list[Row]:
+        """The replies that were not cut."""
+        replies = [row for row in rows if "failed" not in row]
+        return replies if self.judging.may_be_cut else [row for row in replies if row["finish_reason"] != "length"]
+
+    def decides(self, row: Row) -> bool:
+        return not self.judging.patterns or bool(find_labels(heard(row), self.judging.patterns))
+
+    def ask(self, judge: Judge, task: Task, journal: Journal) -> None:
+        """Ask for what a task lacks; a reply without a verdict is followed by a request for one.
+
+        Raises:
+            Refusal, UserError: see `Judge.ask`.
+        """
+        rows = self.rows[task.key]
+        while not self.is_done(task):
+            whole = self.whole(rows)
+            messages, was_cut = list(task.messages), len(whole) < len(rows)
+            for row in whole:
+                messages.append({"role": "assistant", "content": row["content"]})
+                messages.append({"role": "user", "content": self.judging.again})
+            try:
+                reply = judge.ask(messages, more_room=was_cut)
+            except Refusal as refusal:
+                if was_cut:
+                    raise Refusal(f"{cut(rows)}, and more are refused ({refusal})", refusal.filtered) from refusal
+                raise
+            self.keep(journal, task, reply)
+
+    def keep(self, journal: Journal, task: Task, result: Row) -> None:
+        """Append a reply or a failure."""
+        rows = self.rows[task.key]
+        row = {"question_id": task.question_id, "part": task.part, "attempt": len(rows) + 1, **result}
+        row["time"] = time.time()
+        with self.lock:
+            journal.append(row)
+        rows.append(row)
+
+    def outcome(self, task: Task) -> Outcome:
+        """What came of a task that is done."""
+        rows = self.rows[task.key]
+        whole = self.whole(rows)
+        failed = next((row["failed"] for row in rows if "failed" in row), None)
+        if not failed and not whole:
+            failed = cut(rows)
+        thinks = any(thought(row) for row in whole)
+        rule = AFTER_THINKING if thinks else self.judging.rule
+        labels = next((labels for row in whole if (labels := find_labels(heard(row), self.judging.patterns))), [])
+        judgment = "\n".join(row["content"] for row in whole)
+        return Outcome(RULES[rule](labels) if labels else None, judgment, rule, failed, rows)
 
 
-def fill(template: str, path: str, **values: str) -> str:
-    """Put values into a judge prompt's {places}.
-
-    Raises:
-        UserError: the prompt has a place that this benchmark does not fill.
-    """
-    places = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    if strange := sorted(places - values.keys()):
-        raise UserError(f"judge_prompts: {path}: has a place {{{strange[0]}}} (known: {', '.join(values)})")
-    return template.format(**values)
-
-
-def read_arena_hard_prompts(path: str) -> JudgeSettings:
-    """The benchmark's own judge_config.yaml.
-
-    Raises:
-        UserError: no system_prompt or prompt_template in it.
-    """
-    content = read_yaml(path)
-    for key in ("system_prompt", "prompt_template"):
-        if not content.get(key):
-            raise UserError(f"judge_prompts: {path} has no {key}; name the benchmark's own judge_config.yaml")
-    return JudgeSettings(
-        temperature=content.get("temperature", 0),
-        max_tokens=content.get("max_tokens", 4096),
-        prompts={
-            "system": content["system_prompt"],
-            "user": "\n".join(content["prompt_template"]),
-            "pattern": content.get("regex_pattern", arena_hard.VERDICT),
-            "attempts": content.get("number_of_judgment_attempts", 2),
-        },
+def is_reply(row: Any) -> bool:
+    """Whether a row of the journal is one; a damaged one is as if it were not there."""
+    fields = {"question_id": (str, int), "part": int, "attempt": int, "time": (int, float)}
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in fields.items()):
+        return False
+    return "failed" in row or (
+        {"finish_reason", "served_by", "usage"} <= row.keys() and isinstance(row.get("content"), str)
     )
 
 
-def arena_hard_tasks(
-    path: str, settings: JudgeSettings, questions: list[Question], answers: Row, baseline: Row
-) -> list[Task]:
-    """Two games per question: the baseline as A, then the model as A."""
-    prompts, tasks = settings.prompts, []
-    for question in questions:
-        own, other = answers[question.key][0], baseline[question.key][0]
-        for game, (first, second) in enumerate([(other, own), (own, other)], start=1):
-            user = fill(prompts["user"], path, question_1=question.turns[0], answer_1=first, answer_2=second)
-            tasks.append(Task(question.key, game, prompts["system"], user, prompts["attempts"], prompts["pattern"]))
-    return tasks
+def thought(row: Row) -> bool:
+    """Whether the judge thought before a reply."""
+    return bool(row.get("reasoning")) or split_thinking(row["content"]).thoughts is not None
 
 
-def arena_hard_rows(judge: str, model: str, tasks: list[Task], replies: dict[Any, list[Row]]) -> list[Row]:
-    """{question_id, model, judge, games: [{user_prompt, judgment, score}, ...]}, score None without a verdict."""
-    rows: dict[Any, Row] = {}
-    for task in tasks:
-        row = rows.setdefault(
-            task.question_id, {"question_id": task.question_id, "model": model, "judge": judge, "games": []}
-        )
-        judgment = "\n".join(reply["content"] for reply in replies[task.key])
-        score = arena_hard.parse_verdict(judgment, task.pattern)
-        row["games"].append({"user_prompt": task.user, "judgment": judgment, "score": score})
-    return list(rows.values())
+def heard(row: Row) -> str:
+    """The part of a reply in which its verdict is read."""
+    return after_thinking(row["content"]) if thought(row) else row["content"]
 
 
-def read_mt_bench_prompts(path: str) -> JudgeSettings:
-    """The benchmark's own judge_prompts.jsonl.
+def cut(rows: list[Row]) -> str:
+    limits = [str(row["max_tokens"]) for row in rows if row.get("max_tokens")]
+    return f"cut at max_tokens{' ' + ' and '.join(limits) if limits else ''}"
+
+
+def work_off(judge: Judge, replies: Replies, label: str, started: Callable[[], None]) -> None:
+    """Ask for all that is missing, several judgments at a time.
+
+    The first is asked alone, so that what is wrong with the endpoint costs one call. A question that is refused is kept
+    as such once another was answered, which shows that it was the question's fault; where none is answered any more,
+    the run stops.
+
+    Args:
+        started: called after the first reply.
 
     Raises:
-        UserError: one of the four prompts of single-answer grading is missing.
+        UserError: the endpoint refuses all, or cannot be reached.
     """
-    rows = {row["name"]: row for row in read_rows(path, PROMPT_FIELDS, "MT-Bench judge prompts")}
-    names = [f"single-{kind}v1{turn}" for kind in ("", "math-") for turn in ("", "-multi-turn")]
-    if missing := [name for name in names if name not in rows]:
-        raise UserError(f"judge_prompts: {path} has no prompt {missing[0]}; name the benchmark's own file")
-    return JudgeSettings(temperature=0, max_tokens=2048, prompts={name: rows[name] for name in names})
+    from tqdm import tqdm
+
+    pending, journal = replies.pending(), Journal(replies.work, JOURNAL)
+    proven = any("failed" not in row for rows in replies.rows.values() for row in rows)  # by an earlier run
+    refused: list[tuple[Task, Refusal]] = []  # since the last reply
+
+    def settle() -> None:
+        for task, problem in refused:
+            replies.keep(journal, task, {"failed": str(problem)})
+        refused.clear()
+
+    with tqdm(total=len(pending), desc=label, unit="judgment", smoothing=0) as bar:
+        answered, most = False, MOST_ALONE
+        with closing(finished(judge, replies, journal, spread(pending))) as results:
+            for task, problem in results:
+                bar.update()
+                if problem is None:
+                    if not answered:
+                        started()
+                    answered, most = True, judge.endpoint.concurrency + MOST_ALONE
+                    settle()
+                    continue
+                refused.append((task, problem))
+                if problem.filtered and (answered or proven):
+                    settle()
+                elif sum(not problem.filtered for _, problem in refused) >= most:
+                    break
+    if refused and (answered or proven) and len(refused) < most:
+        settle()
+    if refused:
+        raise UserError(
+            f"{judge.address}: the last {len(refused)} requests got no reply, the first: {refused[0][1]}; mend it "
+            f"(--judge, --judge_args, --base_url); {CONTINUE}"
+        )
 
 
-def mt_bench_tasks(
-    path: str, settings: JudgeSettings, questions: list[Question], answers: Row, references: Row
-) -> list[Task]:
-    """Turn 1 and turn 2 of every question; math, reasoning and coding with the reference answers."""
-    tasks = []
-    for question in questions:
-        own, with_reference = answers[question.key], question.category in mt_bench.WITH_REFERENCE
-        values = {f"question_{n}": text for n, text in enumerate(question.turns, start=1)}
-        values |= {f"answer_{n}": text for n, text in enumerate(own, start=1)}
-        if with_reference:
-            values |= {f"ref_answer_{n}": text for n, text in enumerate(references[question.key], start=1)}
-        values |= {"question": question.turns[0], "answer": own[0]}
-        for turn in (1, 2):
-            name = f"single-{'math-' if with_reference else ''}v1{'-multi-turn' if turn == 2 else ''}"
-            prompt = settings.prompts[name]
-            user = fill(prompt["prompt_template"], path, **values)
-            tasks.append(Task(question.key, turn, prompt["system_prompt"], user, 1, r"\[", name))
-    return tasks
+def spread(tasks: list[Task]) -> list[Task]:
+    """The tasks with a few from all over the list first, so that the first ones asked are not of one difficult
+    question."""
+    first = [tasks[number * len(tasks) // MOST_ALONE] for number in range(min(MOST_ALONE, len(tasks)))]
+    return first + [task for task in tasks if task not in first]
 
 
-def mt_bench_rows(judge: str, model: str, tasks: list[Task], replies: dict[Any, list[Row]]) -> list[Row]:
-    """{question_id, model, judge: [judge, prompt], user_prompt, judgment, score, turn, tstamp}; score -1: no rating."""
-    return [
-        {
-            "question_id": task.question_id,
-            "model": model,
-            "judge": [judge, task.prompt_name],
-            "user_prompt": task.user,
-            "judgment": replies[task.key][-1]["content"],
-            "score": mt_bench.parse_rating(replies[task.key][-1]["content"]),
-            "turn": task.part,
-            "tstamp": replies[task.key][-1].get("time", time.time()),
-        }
-        for task in tasks
-    ]
+def finished(
+    judge: Judge, replies: Replies, journal: Journal, pending: list[Task]
+) -> Iterator[tuple[Task, Refusal | None]]:
+    """Ask for each task, one at a time until there is a reply, then `concurrency`; yields (task, why there is none)."""
+
+    def ask(task: Task) -> Refusal | None:
+        try:
+            replies.ask(judge, task, journal)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    waiting, under_way = iter(pending), {}
+    with ThreadPoolExecutor(judge.endpoint.concurrency) as pool:
+        at_a_time = 1
+        try:
+            while True:
+                while len(under_way) < at_a_time and (task := next(waiting, None)) is not None:
+                    under_way[pool.submit(ask, task)] = task
+                if not under_way:
+                    return
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    problem = future.result()
+                    if problem is None:
+                        at_a_time = judge.endpoint.concurrency
+                    yield under_way.pop(future), problem
+        finally:
+            judge.stopped.set()  # nobody waits for a rate limit any more; what is under way is finished and kept

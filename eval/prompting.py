@@ -62,7 +62,9 @@ def load_tokenizer(
     from simpo.train.model import get_tokenizer
 
     data_args = DataArguments(chat_template=chat_template, chat_template_kwargs=chat_template_kwargs)
-    tokenizer = get_tokenizer(ModelArguments(model_name_or_path=model, trust_remote_code=trust_remote_code), data_args)
+    tokenizer = get_tokenizer(
+        ModelArguments(tokenizer_name_or_path=model, trust_remote_code=trust_remote_code), data_args
+    )
     tokenizer.model_max_length = 10**9  # the engine's own limit counts
     return tokenizer, data_args.chat_template_kwargs
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from simpo.console import UserError
 
 Row = dict[str, Any]
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Fields that tell the benchmarks' files apart, the most specific first.
 KINDS: dict[str, set[str]] = {
@@ -21,6 +23,9 @@ KINDS: dict[str, set[str]] = {
     "Arena-Hard battles": {"question_id", "model_a", "model_b", "winner"},
     "MT-Bench judgments": {"question_id", "judgment", "turn"},
     "Arena-Hard or MT-Bench answers": {"question_id", "choices"},
+    "Arena-Hard answers": {"uid", "model", "messages"},
+    "Arena-Hard judgments of today": {"uid", "model", "games"},
+    "Arena-Hard questions of today": {"uid", "prompt"},
     "Arena-Hard questions": {"question_id", "cluster", "turns"},
     "MT-Bench questions": {"question_id", "category", "turns"},
     "MT-Bench judge prompts": {"name", "type", "prompt_template"},
@@ -72,10 +77,16 @@ def read_items(path: Path, what: str) -> list[tuple[str, Any]]:
 
 
 def parse(text: str, where: str) -> Any:
+    """A JSON value; half a character (a lone surrogate), which nothing can print or write, becomes the sign for it."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            value = json.loads(SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+        return value
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}); was the file cut off?") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: lists within lists, too deep to be read") from error
 
 
 def read_text(path: Path, what: str) -> str:
@@ -132,3 +143,19 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def find_file(folder: str, pattern: str, needed: bool = True) -> Path | None:
+    """The one file of a folder whose name fits the pattern.
+
+    Raises:
+        UserError: no such folder, several files fit, or none although it is needed.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"reference_data: there is no folder {folder}")
+    found = sorted(Path(folder).glob(pattern))
+    if len(found) > 1:
+        raise UserError(f"reference_data: {folder} holds several files {pattern}: keep one")
+    if needed and not found:
+        raise UserError(f"reference_data: {folder} holds no file {pattern}")
+    return found[0] if found else None

@@ -1,4 +1,4 @@
-"""One PNG per scored file: win rate against answer length, or MT-Bench's categories."""
+"""One PNG per scored file: win rate against answer length, or bars by category."""
 
 import re
 from pathlib import Path
@@ -71,26 +71,25 @@ def plot_win_rates(path: Path, title: str, scores: dict[str, Row], published: li
     finish(figure, axes, path)
 
 
-def plot_categories(path: Path, title: str, scores: dict[str, Row]) -> None:
-    """Draw bars per category, the two turns and the mean, one colour per model.
+def plot_bars(path: Path, title: str, scores: dict[str, dict[str, float | None]]) -> None:
+    """Draw groups of bars, one colour per model.
 
     Args:
-        scores: {model: {score, turn_1, turn_2, categories}}.
+        scores: {model: {label: height}}, the same labels for all; the last one is the mean of all.
     """
     figure, axes = new_figure(width=10)
     drawn = list(scores.items())[:MOST_MODELS]
-    for number, (model, score) in enumerate(drawn):
-        bars = {**score["categories"], "turn 1": score["turn_1"], "turn 2": score["turn_2"], "all": score["score"]}
+    highest = max((height or 0 for _, bars in drawn for height in bars.values()), default=0)
+    for number, (model, bars) in enumerate(drawn):
         width = 0.8 / len(drawn)
         places = [place + (number - (len(drawn) - 1) / 2) * width for place in range(len(bars))]
         heights = [height or 0 for height in bars.values()]
-        axes.bar(places, heights, width=width * 0.92, color=COLOURS[number], label=f"{model}: {score['score']:.2f}")
+        axes.bar(places, heights, width=width * 0.92, color=COLOURS[number], label=f"{model}: {heights[-1]:.2f}")
         if len(drawn) <= 2:
             for place, height in zip(places, heights, strict=True):
-                axes.text(place, height + 0.1, f"{height:.1f}", ha="center", fontsize=7, color="#444444")
+                axes.text(place, height + 0.01 * highest, f"{height:.1f}", ha="center", fontsize=7, color="#444444")
         axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right")
-        axes.axvline(len(score["categories"]) - 0.5, color=GREY, linewidth=1)
-    axes.set(title=title, ylabel="mean rating (1 to 10)", ylim=(0, 10.5))
+    axes.set(title=title, ylabel="score", ylim=(0, 1.05 * highest or 1))
     finish(figure, axes, path)
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-import alpaca_eval2
-import arena_hard
-import mt_bench
+from benchmarks import alpacaeval2 as alpaca_eval2
+from benchmarks import arenahard, mt_bench
 
 
 def judgment(question: str, first: str, second: str, model: str = "mine") -> dict:
     games = [{"user_prompt": "", "judgment": f"[[{verdict}]]", "score": verdict} for verdict in (first, second)]
-    return {"question_id": question, "model": model, "judge": arena_hard.JUDGE, "games": games}
+    return {"question_id": question, "model": model, "judge": arenahard.JUDGE, "games": games}
 
 
 def annotations(count: int, seed: int = 0, model: str = "mine") -> list[dict]:

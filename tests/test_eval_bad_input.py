@@ -114,14 +114,14 @@ def key(monkeypatch):
         ("arenahard", {"answers": answers(ARENA[:2])}, "1 of 3 questions are missing, first q2"),
         ("arenahard", {"answers": answers([*ARENA, ARENA[1]])}, "question q1 comes twice"),
         ("arenahard", {"references": answers(ARENA[1:], "other")}, "1 of 3 questions are missing, first q0"),
-        ("arenahard", {"answers": answers(MT)}, "row 0: choices[0].turns are not those of Arena-Hard answers"),
+        ("arenahard", {"answers": answers(MT)}, "line 1: question_id must not be 1"),
         ("arenahard", {"answers": outputs()}, "holds AlpacaEval model outputs, not Arena-Hard answers"),
         ("arenahard", {"answers": answers(ARENA) + answers(ARENA[:1], "b")}, "comes twice"),
         ("arenahard", {"answers": answers(ARENA[:2]) + answers(ARENA[2:], "b")}, "several models (b, mine)"),
         ("mt-bench", {"answers": answers(ARENA)}, "must have 2 turn(s) of text"),
         ("mt-bench", {"references": answers(MT[:2])}, "1 of 1 questions are missing, first 3"),
         ("alpacaeval2", {"answers": outputs()[:2]}, "1 of 3 questions are missing, first Ask 2"),
-        ("alpacaeval2", {"answers": [*outputs(), outputs()[0]]}, "the instruction 'Ask 0' comes twice"),
+        ("alpacaeval2", {"answers": [*outputs(), outputs()[0]]}, "question Ask 0 comes twice"),
         ("alpacaeval2", {"answers": answers(ARENA)}, "holds Arena-Hard or MT-Bench answers, not AlpacaEval"),
     ],
 )
@@ -163,24 +163,42 @@ def test_endpoint_down(fails, files, tmp_path, benchmark):
     with serving(lambda messages: ("", [])) as server:
         url = server.url  # of a server that is gone
     assert f"{url} cannot be reached" in fails(judge.main, *files(benchmark), "--base_url", url)
-    assert "cannot be reached" in fails(judge.main, *files(benchmark), "--base_url", "not-an-address")
+    assert "must begin with http" in fails(judge.main, *files(benchmark), "--base_url", "not-an-address")
     written = [path for path in (tmp_path / "out").rglob("*.json*") if path.stat().st_size]
     assert all("settings" in path.name for path in written)
 
 
-def test_refused_requests(fails, files, tmp_path):
-    """What no retry mends stops the run; what was judged is kept, and the next run asks for the rest only."""
+@pytest.fixture
+def judged(monkeypatch, capsys, tmp_path):
+    """Run judge.py, which must end well; returns its errors and the rows it wrote."""
+
+    def run(*options: str) -> tuple[str, list[dict]]:
+        monkeypatch.setattr("sys.argv", ["judge.py", *options])
+        judge.main()
+        path = next(p for p in (tmp_path / "out").rglob("*") if p.name in ("mine.jsonl", "annotations.json"))
+        text = path.read_text()
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+        return capsys.readouterr().err, rows
+
+    return run
+
+
+def test_refused_requests(fails, files, judged, tmp_path):
+    """A wrong key or model stops the run and keeps what was judged; a question that is refused is listed and left out,
+    and asked again on request only."""
     options = files("arenahard")
     with serving(lambda messages: ("[[A=B]]", []), faults=["", "", "401", "404", "400"]) as server:
         where = [*options, "--base_url", server.url, "--concurrency", "1"]
         assert "refuses the key in OPENAI_API_KEY (status 401)" in fails(judge.main, *where)
         assert "has no judge 'gpt-4-1106-preview'" in fails(judge.main, *where)
-        assert "refuses a request (status 400): " in fails(judge.main, *where)
         assert not list((tmp_path / "out" / "model_judgment").rglob("mine.jsonl"))
-        result = run_script("python", judge.__file__, *where)
-        assert result.returncode == 0, result.stderr
+        said, rows = judged(*where)
+        assert "no reply: status 400: planted 400" in said and "1 of 6 judgments got no reply" in said
+        assert sorted(str(game["score"]) for row in rows for game in row["games"]) == ["A=B"] * 5 + ["None"]
+        assert len(server.served) == 5
+        assert judged(*where)[1] == rows and len(server.served) == 5
+        _, rows = judged(*where, "--retry_failed")
         assert len(server.served) == 6
-    rows = [json.loads(line) for line in next((tmp_path / "out" / "model_judgment").rglob("mine.jsonl")).open()]
     assert [[game["score"] for game in row["games"]] for row in rows] == [["A=B", "A=B"]] * 3
 
 
@@ -195,16 +213,16 @@ def test_other_answers_are_refused(fails, files, tmp_path):
         assert len(server.served) == 6
 
 
-def test_empty_replies_of_alpacaeval_are_asked_again(fails, files, tmp_path):
+def test_empty_replies_of_alpacaeval(files, judged, tmp_path):
     pytest.importorskip("alpaca_eval", reason="alpaca-eval is not installed: pip install -e '.[eval]'")
     options = files("alpacaeval2")
-    with serving(
-        lambda messages: preference_reply(0.5001) if "Ask 1" not in messages[-1]["content"] else ("", [])
-    ) as s:
-        message = fails(judge.main, *options, "--base_url", s.url)
-    assert "1 replies were empty" in message
+    with serving(lambda messages: preference_reply(0.6) if "Ask 1" not in messages[-1]["content"] else ("", [])) as s:
+        said, rows = judged(*options, "--base_url", s.url)
+        assert "1 of 3 judgments got no reply" in said
+        assert [row["preference"] is None for row in rows] == [False, True, False]
+        assert "without log-probabilities" in rows[1]["failed"]
     with serving(lambda messages: preference_reply(0.7)) as server:
-        result = run_script("python", judge.__file__, *options, "--base_url", server.url)
-        assert result.returncode == 0, result.stderr
+        said, rows = judged(*options, "--base_url", server.url, "--retry_failed")
         assert len(server.served) == 1  # only what was missing
+        assert all(1 < row["preference"] < 2 and "failed" not in row for row in rows)
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())

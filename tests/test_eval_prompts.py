@@ -9,11 +9,12 @@ import yaml
 from conftest import ROOT
 from tiny_models import tiny_tokenizer
 
+from benchmarks import find, names
+from benchmarks.base import Question
 from check_prompts import main
-from decoding import Decoding, choose_decoding, read_settings
+from decoding import Decoding, Settings, choose_decoding
 from generate_answers import GenerateArguments
 from prompting import Prompter, check_stop_ids
-from questions import BENCHMARKS
 from simpo.console import UserError
 
 EVAL = ROOT / "eval"
@@ -192,9 +193,9 @@ def test_every_released_model_has_every_configuration():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_configurations(name):
-    alpaca = read_settings("alpacaeval2", str(EVAL / "alpacaeval2" / "configs" / f"{name}.yaml"))
-    arena = read_settings("arenahard", str(EVAL / "arenahard" / "configs" / name))
-    mt = read_settings("mt-bench", str(EVAL / "mt-bench" / f"{name}.yaml"))
+    alpaca = find("alpacaeval2").read_settings(str(EVAL / "alpacaeval2" / "configs" / f"{name}.yaml"))
+    arena = find("arenahard").read_settings(str(EVAL / "arenahard" / "configs" / name))
+    mt = find("mt-bench").read_settings(str(EVAL / "mt-bench" / f"{name}.yaml"))
     assert alpaca.name == arena.name == mt.name == name
     is_llama = "llama" in name.lower()
     assert alpaca.decoding.get("stop_token_ids") == ([128001, 128009] if is_llama else None)
@@ -229,20 +230,25 @@ def test_alpaca_eval_reads_the_shipped_configurations():
 
 def test_legacy_decoding_is_greedy_and_only_for_do_sample():
     base = EVAL / "alpacaeval2" / "configs"
-    simpo = read_settings("alpacaeval2", str(base / "Llama-3-Instruct-8B-SimPO.yaml"))
-    wpo = read_settings("alpacaeval2", str(base / "gemma-2-9b-it-WPO-HB.yaml"))
-    assert choose_decoding("alpacaeval2", simpo, {}, legacy_ae062=True).temperature == 0
-    assert choose_decoding("alpacaeval2", simpo, {}, legacy_ae062=False).temperature == 0.9
-    assert choose_decoding("alpacaeval2", simpo, {"temperature": 0.2}, legacy_ae062=False).temperature == 0.2
+    simpo = find("alpacaeval2").read_settings(str(base / "Llama-3-Instruct-8B-SimPO.yaml"))
+    wpo = find("alpacaeval2").read_settings(str(base / "gemma-2-9b-it-WPO-HB.yaml"))
+    assert choose_decoding(find("alpacaeval2").decoding, simpo, {}, legacy_ae062=True).temperature == 0
+    assert choose_decoding(find("alpacaeval2").decoding, simpo, {}, legacy_ae062=False).temperature == 0.9
+    assert (
+        choose_decoding(find("alpacaeval2").decoding, simpo, {"temperature": 0.2}, legacy_ae062=False).temperature
+        == 0.2
+    )
     with pytest.raises(UserError, match="drop --legacy_ae062"):
-        choose_decoding("alpacaeval2", wpo, {}, legacy_ae062=True)
+        choose_decoding(find("alpacaeval2").decoding, wpo, {}, legacy_ae062=True)
 
 
 def test_mt_bench_temperatures():
-    decoding = choose_decoding("mt-bench", read_settings("mt-bench", None), {}, legacy_ae062=False)
+    decoding = choose_decoding(find("mt-bench").decoding, Settings(), {}, legacy_ae062=False)
     expected = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
     expected |= dict.fromkeys(["extraction", "math", "coding", "reasoning"], 0.0)
-    assert {name: decoding.of_category(name)["temperature"] for name in expected} == expected
+    questions = {name: Question(1, ["One?", "Two?"], {"category": name}) for name in expected}
+    sampling = {name: find("mt-bench").sampling(decoding, question) for name, question in questions.items()}
+    assert {name: values["temperature"] for name, values in sampling.items()} == expected
 
 
 def test_stop_tokens_of_another_family():
@@ -262,24 +268,24 @@ def test_stop_tokens_of_another_family():
 )
 def test_bad_configurations(alpaca_config, change, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        settings = read_settings("alpacaeval2", str(alpaca_config("{instruction}", **change)))
-        choose_decoding("alpacaeval2", settings, {}, legacy_ae062=False)
+        settings = find("alpacaeval2").read_settings(str(alpaca_config("{instruction}", **change)))
+        choose_decoding(find("alpacaeval2").decoding, settings, {}, legacy_ae062=False)
 
 
 def test_configuration_of_another_benchmark(alpaca_config, tmp_path):
     with pytest.raises(UserError, match="unknown key 'name'"):
-        read_settings("mt-bench", str(alpaca_config("{instruction}")))
+        find("mt-bench").read_settings(str(alpaca_config("{instruction}")))
     with pytest.raises(UserError, match="one key, the generator's name"):
-        read_settings("alpacaeval2", str(EVAL / "mt-bench" / f"{NAMES[0]}.yaml"))
+        find("alpacaeval2").read_settings(str(EVAL / "mt-bench" / f"{NAMES[0]}.yaml"))
     with pytest.raises(UserError, match="no such configuration file"):
-        read_settings("arenahard", str(tmp_path))
+        find("arenahard").read_settings(str(tmp_path))
     with pytest.raises(UserError, match=r"there is no file templates/none\.txt"):
-        read_settings("alpacaeval2", str(alpaca_config("templates/none.txt")))
+        find("alpacaeval2").read_settings(str(alpaca_config("templates/none.txt")))
 
 
 def test_generate_arguments():
     with pytest.raises(UserError, match="benchmark: 'mtbench' is none of"):
         GenerateArguments(benchmark="mtbench", model="m")
-    for benchmark in BENCHMARKS:
+    for benchmark in names():
         with pytest.raises(UserError, match="model: not given"):
             GenerateArguments(benchmark=benchmark)

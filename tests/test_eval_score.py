@@ -12,9 +12,9 @@ import pytest
 from conftest import write_jsonl
 from eval_files import annotations, judgment, ratings, write_reference_data
 
-import alpaca_eval2
-import arena_hard
-import mt_bench
+import battles as arena_hard
+from benchmarks import alpacaeval2 as alpaca_eval2
+from benchmarks import mt_bench
 from score import main
 
 

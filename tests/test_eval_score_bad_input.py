@@ -7,7 +7,7 @@ import pytest
 from conftest import write_jsonl
 from eval_files import annotations, judgment, ratings, write_reference_data
 
-import arena_hard
+import battles as arena_hard
 from score import main
 
 

@@ -1,19 +1,20 @@
-"""Arena-Hard v0.1: verdicts to battles to win rates with bootstrap intervals.
+"""Arena-Hard's battles: judgments to weighted comparisons with the baseline, and these to win rates.
 
-Every battle is against one baseline, so the Bradley-Terry fit that the benchmark makes is, exactly, the share of
+v0.1: every battle is against one baseline, so the Bradley-Terry fit that the benchmark makes is, exactly, the share of
 weighted battles won (ties count half): P(model beats baseline) = 100 (W + T/2) / N.
 """
 
-import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from records import Row, kind_of, read_rows, refuse_gaps, refuse_repeats
+from benchmarks.base import RULES, find_labels
+from records import Row, read_rows, refuse_repeats
+from simpo.chat.thinking import after_thinking
 from simpo.console import UserError, warn
 
-BASELINE, JUDGE, QUESTIONS = "gpt-4-0314", "gpt-4-1106-preview", 500
 VERDICT = r"\[\[([AB<>=]+)\]\]"
+BASELINE, V01 = "gpt-4-0314", "arena-hard-v0.1"
 STRONG_WEIGHT = 3  # a "significantly better" counts as three battles
 ROUNDS, SEED = 100, 42
 # (share of the battle won by A, number of battles) of each verdict
@@ -24,8 +25,14 @@ OUTCOMES = {
     "B>A": (0.0, 1),
     "B>>A": (0.0, STRONG_WEIGHT),
 }
-QUESTION_FIELDS = {"question_id": str, "turns": list}
+# v2.0 reads these as well
+MIRRORED = {"B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A", "B<A": "A>B", "B<<A": "A>>B"}
 WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+
+
+def category_of(row: Row) -> str:
+    """v0.1's rows have no category, or the benchmark's name."""
+    return str(row.get("category") or V01)
 
 
 class Battle(NamedTuple):
@@ -34,50 +41,13 @@ class Battle(NamedTuple):
     question_id: str
     model: str
     won: float
+    category: str = V01
 
 
-def parse_verdict(text: str, pattern: str = VERDICT) -> str | None:
+def parse_verdict(text: str, rule: str = "all agree", pattern: str = VERDICT) -> str | None:
     """The verdict that a judge's reply ends in; None when there is none, or several that differ."""
-    found = {match for match in re.findall(pattern, text) if match}
-    return found.pop() if len(found) == 1 else None
-
-
-def has_verdict(text: str, pattern: str = VERDICT) -> bool:
-    """Whether a reply holds any verdict; one without is asked again, one that contradicts itself is not."""
-    return bool(re.search(pattern, text))
-
-
-def read_battles(path: str, questions: str | None) -> tuple[list[Battle], list[str]]:
-    """Read judgments, or a list of battles.
-
-    Args:
-        questions: a file with the questions that must all be there; when None, gaps are only warned of.
-
-    Returns:
-        The battles in the file's order, each as often as it counts, and the judges' names.
-
-    Raises:
-        UserError: another kind of file, a row out of form, a question missing or judged twice.
-    """
-    rows = read_rows(path, {"question_id": str}, "Arena-Hard judgments or battles")
-    if kind_of(rows[0]) == "Arena-Hard battles":
-        battles, judges = battles_of_list(path), []
-    else:
-        battles, judges = battles_of_judgments(path)
-    found: dict[str, list[str]] = {}
-    for battle in battles:
-        found.setdefault(battle.model, []).append(battle.question_id)
-    if not battles:
-        raise UserError(f"{path}: holds no battle with a verdict")
-    for model, own in found.items():
-        if questions is not None:
-            expected = [row["question_id"] for row in read_rows(questions, QUESTION_FIELDS, "Arena-Hard questions")]
-            refuse_gaps(path, own, expected, f"judge the rest of {model}'s answers")
-        elif len(set(own)) < QUESTIONS:
-            warn(f"{model}: {len(set(own))} of Arena-Hard's {QUESTIONS} questions; published rows are over all")
-    if others := sorted(set(judges) - {JUDGE}):
-        warn(f"judged by {', '.join(others)}; the published win rates are {JUDGE}'s")
-    return battles, judges
+    labels = find_labels(after_thinking(text) if "thinking" in rule else text, (pattern,))
+    return RULES[rule](labels) if labels else None
 
 
 def battles_of_list(path: str) -> list[Battle]:
@@ -104,37 +74,79 @@ def battles_of_list(path: str) -> list[Battle]:
     return battles
 
 
-def battles_of_judgments(path: str) -> tuple[list[Battle], list[str]]:
+def battles_of_judgments(path: str, today: dict[str, Any] | None) -> tuple[list[Battle], list[str]]:
     """Weighted battles of judgments: in game 1 the model answers as B, in game 2 as A.
+
+    A game without a verdict is left out, as in v0.1; of v2.0's questions both, as there.
 
     Raises:
         UserError: a question judged twice, or not judged in both orders.
     """
-    rows = read_rows(path, {"question_id": str, "model": str, "games": list}, "Arena-Hard judgments")
-    refuse_repeats(path, [f"question {row['question_id']} of {row['model']}" for row in rows], "{}")
+    rows = read_rows(path, today or {"question_id": str, "model": str, "games": list}, "Arena-Hard judgments")
+    name = "uid" if today else "question_id"
+    refuse_repeats(path, [f"question {row[name]} of {row['model']}" for row in rows], "{}")
     battles, without, differing = [], 0, 0
     for number, row in enumerate(rows):
         if len(row["games"]) != 2 or not all(game is None or is_game(game) for game in row["games"]):
             raise UserError(f"{path}, row {number}: games must hold two games with a score each, one per order")
+        own, category = [], category_of(row)
         for game, model_is_a in zip(row["games"], (False, True), strict=True):
             game = game or {"score": None}
-            if "judgment" in game:
-                differing += parse_verdict(str(game["judgment"])) != game["score"]
-            if game["score"] not in OUTCOMES:
+            differing += differs(game)
+            label = game["score"] if category == V01 else MIRRORED.get(game["score"], game["score"])
+            if label not in OUTCOMES:
                 without += 1
                 continue
-            won_by_a, weight = OUTCOMES[game["score"]]
+            won_by_a, weight = OUTCOMES[label]
             won = won_by_a if model_is_a else 1 - won_by_a
-            battles += [Battle(row["question_id"], row["model"], won)] * weight
+            own.append([Battle(row[name], row["model"], won, category)] * weight)
+        if category == V01 or len(own) == 2:
+            battles += [battle for game in own for battle in game]
     if without:
-        warn(f"{path}: {without} of {2 * len(rows)} games have no verdict and are left out, as in Arena-Hard v0.1")
+        warn(f"{path}: {without} of {2 * len(rows)} games have no verdict and are left out, as in the benchmark")
     if differing:
         warn(f"{path}: in {differing} games the score is not the verdict of the judgment's text; the score counts")
     return battles, sorted({str(row["judge"]) for row in rows if "judge" in row})
 
 
 def is_game(game: object) -> bool:
-    return isinstance(game, dict) and "score" in game
+    return isinstance(game, dict) and isinstance(game.get("score", 0), str | None)
+
+
+def differs(game: Row) -> bool:
+    """Whether a game's score is not what its judgment says; today's layout has the last verdict."""
+    said = game.get("judgment")
+    if said is None:
+        return False
+    text, rule = (said.get("answer"), "last") if isinstance(said, dict) else (said, "all agree")
+    rule = game["rule"] if game.get("rule") in RULES else rule
+    return parse_verdict(str(text), rule) != game["score"]
+
+
+def v01_numbers(battles: list[Battle]) -> dict[str, Row]:
+    """v0.1: {model: {win_rate, ci_low, ci_high (2.5 and 97.5 percentiles), n_battles}}."""
+    intervals = bootstrap(battles)
+    return {
+        model: {
+            "win_rate": rate,
+            "ci_low": intervals[model][0],
+            "ci_high": intervals[model][1],
+            "n_battles": sum(battle.model == model for battle in battles),
+        }
+        for model, rate in win_rates(battles).items()
+    }
+
+
+def v2_numbers(battles: list[Battle]) -> dict[str, Row]:
+    """v2.0: the mean over bootstrap rounds of a model's own games, 5 and 95 percentiles; keys as of `v01_numbers`."""
+    generator, numbers = np.random.RandomState(SEED), {}
+    for model in dict.fromkeys(battle.model for battle in battles):
+        won = np.array([battle.won for battle in battles if battle.model == model])
+        rates = 100 * generator.choice(won, (ROUNDS, len(won)), replace=True).mean(axis=1)
+        low, high = np.percentile(rates, [5, 95])
+        numbers[model] = {"win_rate": float(rates.mean()), "ci_low": float(low), "ci_high": float(high)}
+        numbers[model]["n_battles"] = len(won)
+    return numbers
 
 
 def win_rates(battles: list[Battle]) -> dict[str, float]:
@@ -164,27 +176,3 @@ def bootstrap(battles: list[Battle], rounds: int = ROUNDS, seed: int = SEED) -> 
                 rates[number, position] = 100 * own.mean()
     low, high = np.nanpercentile(rates, [2.5, 97.5], axis=0)
     return {model: (float(low[i]), float(high[i])) for i, model in enumerate(models)}
-
-
-def score_arena_hard(path: str, questions: str | None) -> dict[str, Row]:
-    """Scores of every model in a file of judgments or battles.
-
-    Returns:
-        {model: {win_rate, ci_low, ci_high (percent), n_questions, n_battles (weighted), judge (if known)}}.
-
-    Raises:
-        UserError: see `read_battles`.
-    """
-    battles, judges = read_battles(path, questions)
-    intervals = bootstrap(battles)
-    return {
-        model: {
-            "win_rate": rate,
-            "ci_low": intervals[model][0],
-            "ci_high": intervals[model][1],
-            "n_questions": len({battle.question_id for battle in battles if battle.model == model}),
-            "n_battles": sum(battle.model == model for battle in battles),
-            "judge": ", ".join(judges) or None,
-        }
-        for model, rate in win_rates(battles).items()
-    }

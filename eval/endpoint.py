@@ -1,0 +1,364 @@
+"""A judge behind an OpenAI-compatible endpoint: what it may answer, and what is done about it.
+
+What one request can run into, and what follows:
+    for a while    over a rate limit, overloaded, a dropped connection, no answer in time, a reply that is no reply:
+                   asked again, as long as the server asks to wait
+    for ever       this question is refused (a content filter, too long): `Refusal`; the rest goes on
+    for all        no such address, model or key, a page instead of JSON: a UserError
+    a parameter    that the judge does not know is taken out or spelt anew, for all later requests
+"""
+
+import json
+import os
+import re
+import threading
+import time
+from typing import Any, NamedTuple
+
+import httpx
+
+from records import Row, shorten
+from simpo.chat.thinking import split_thinking
+from simpo.console import UserError, warn
+
+KEY = "OPENAI_API_KEY"
+CONTINUE = "the replies so far are kept, and the same command continues"
+# How often a request is sent, at most, by what it runs into; and for how long a server may ask to wait, in seconds.
+TRIES = {"limit": 12, "server": 6, "dropped": 6, "unreachable": 6, "timeout": 3, "garbled": 3}
+LONGEST_WAIT = 600.0
+MORE_ROOM = 4  # a reply that was cut is asked for once more, with so many times the tokens
+LIMITS = ("max_completion_tokens", "max_tokens")
+FILTERED = re.compile(
+    r"content[ _-]?(filter|policy|management)|moderat|flagged|safety|inappropriate|prohibited|data_inspection", re.I
+)
+UNKNOWN_PARAMETER = re.compile(
+    r"unsupported|not supported|n.t support|unrecognized|unknown|unexpected|extra (inputs|fields)|not permitted|"
+    r"not allowed|deprecated|only the default|only .{1,20} is (allowed|supported)|may only be|"
+    r"use .max_completion_tokens",
+    re.I,
+)
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Endpoint(NamedTuple):
+    """Where the judge is, and how patiently to ask it. The key stays in the environment."""
+
+    model: str
+    base_url: str | None
+    timeout: float
+    concurrency: int
+
+
+class Refusal(Exception):
+    """This request gets no reply, and why; `filtered`: because of what it says."""
+
+    def __init__(self, reason: str, filtered: bool = False):
+        super().__init__(reason)
+        self.filtered = filtered
+
+
+class Trouble(Exception):
+    """What a request ran into and may be over when it is sent again."""
+
+    def __init__(self, kind: str, message: str, wait: float | None = None):
+        super().__init__(message)
+        self.kind, self.wait = kind, wait
+
+
+def check_key() -> None:
+    """Raise a UserError when there is no key to send."""
+    key = os.environ.get(KEY, "").strip()
+    if not key:
+        raise UserError(
+            f"{KEY} is not set: put the endpoint's key into this environment variable (any word for a local server "
+            "that wants none)"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"{KEY} holds characters that no key has (a line break, a letter that is not ASCII)")
+
+
+def address_of(base_url: str | None) -> str:
+    """The endpoint's address, without the path of a request.
+
+    Raises:
+        UserError: it is no address.
+    """
+    address = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").strip().rstrip("/")
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise UserError(f"base_url: {address!r} is no address: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UserError(f"base_url: {address!r} must begin with http:// or https://, and end in /v1")
+    if url.path.endswith("/completions"):
+        raise UserError(f"base_url: {address} must end before /chat/completions")
+    return address
+
+
+class Judge:
+    """The judge, asked by several threads at a time.
+
+    Args:
+        parameters: of the requests: temperature, max_tokens, ...; null: not sent.
+
+    Attributes:
+        parameters: as they are sent, after what the judge refused.
+        worked: whether it has given any reply.
+    """
+
+    def __init__(self, endpoint: Endpoint, parameters: Row):
+        self.endpoint, self.address = endpoint, address_of(endpoint.base_url)
+        self.parameters = {key: value for key, value in parameters.items() if value is not None}
+        self.worked, self.lock, self.stopped = False, threading.Lock(), threading.Event()
+        # httpx hands a proxy's and a certificate's settings on from the environment
+        self.client = httpx.Client(
+            headers={"Authorization": f"Bearer {os.environ[KEY].strip()}", "Content-Type": "application/json"},
+            timeout=httpx.Timeout(endpoint.timeout, connect=min(10, endpoint.timeout)),
+            limits=httpx.Limits(max_connections=endpoint.concurrency),
+        )
+
+    def ask(self, messages: list[dict[str, str]], more_room: bool = False) -> Row:
+        """One reply: {content, reasoning (where the endpoint gives it apart), logprobs (where asked for),
+        finish_reason, served_by (the model's name as the endpoint gives it), id, usage, max_tokens, seconds}.
+
+        Raises:
+            Refusal: no reply to this request.
+            UserError: no reply to any.
+        """
+        tries, start = 0, time.time()
+        while True:
+            tries += 1
+            parameters = dict(self.parameters)
+            for name in LIMITS:
+                if more_room and name in parameters:
+                    parameters[name] *= MORE_ROOM
+            try:
+                reply = self.send(messages, parameters)
+            except Trouble as trouble:
+                self.wait_or_give_up(trouble, tries)
+                continue
+            if reply is None:  # a parameter was refused and changed
+                tries -= 1
+                continue
+            limit = next((parameters[name] for name in LIMITS if name in parameters), None)
+            self.worked = True
+            return reply | {"max_tokens": limit, "seconds": round(time.time() - start, 3)}
+
+    def wait_or_give_up(self, trouble: Trouble, tries: int) -> None:
+        """Wait for the next try, as long as the server asks to, or twice as long as the last time.
+
+        Raises:
+            Refusal: this was the last try.
+            UserError: the same, where other requests will fare no better.
+        """
+        most = TRIES[trouble.kind]
+        if trouble.kind == "unreachable" and not self.worked:
+            most = 2  # not there at all: to be said soon
+        wait = min(0.5 * 2 ** (tries - 1), 30) if trouble.wait is None else trouble.wait
+        if tries < most and wait <= LONGEST_WAIT and not self.stopped.wait(wait):
+            return
+        if trouble.kind == "limit":
+            asks = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
+            raise UserError(
+                f"{self.address} is over its rate limit or quota{asks} ({trouble}); wait, or lower --concurrency; "
+                f"{CONTINUE}"
+            )
+        if trouble.kind == "unreachable":
+            raise UserError(
+                f"{self.address} cannot be reached ({trouble}): start the server or mend --base_url; {CONTINUE}"
+            )
+        if trouble.kind == "timeout":
+            raise Refusal(f"no answer within {self.endpoint.timeout:g} s (--timeout)")
+        raise Refusal(str(trouble))
+
+    def send(self, messages: list[dict[str, str]], parameters: Row) -> Row | None:
+        """Send one request; None: a parameter was refused, and is changed.
+
+        Raises:
+            Trouble, Refusal, UserError: as their names say.
+        """
+        body = json.dumps({"model": self.endpoint.model, "messages": messages} | parameters)
+        try:
+            response = self.client.post(f"{self.address}/chat/completions", content=body.encode())
+        except httpx.ConnectError as error:
+            raise Trouble("unreachable", str(error)) from error
+        except httpx.TimeoutException as error:
+            kind = "unreachable" if isinstance(error, httpx.ConnectTimeout) else "timeout"
+            raise Trouble(kind, f"{type(error).__name__}") from error
+        except httpx.HTTPError as error:
+            raise Trouble("dropped", f"the connection broke: {error}") from error
+        content = self.read(response)
+        status, message, code = problem_of(response.status_code, content)
+        if status is not None:
+            return self.refused(status, message, code, parameters, response.headers)
+        return self.reply_in(content)
+
+    def read(self, response: httpx.Response) -> Any:
+        """The JSON of a response; None where an error's has none.
+
+        Raises:
+            Trouble: it is no JSON.
+            UserError: the same, but a page: this is another kind of address.
+        """
+        try:
+            content = json.loads(response.content.decode("utf-8"))
+            return content[0] if isinstance(content, list) and len(content) == 1 else content
+        except ValueError as error:
+            text = " ".join(response.text.split())
+            is_page = "html" in response.headers.get("Content-Type", "") or text[:1] == "<"
+            if response.status_code != 200:
+                return {"error": {"message": f"a page: {shorten(text)}" if is_page else shorten(text)}}
+            if is_page and not self.worked:
+                raise UserError(
+                    f"base_url: {self.address} answers with a page instead of JSON ({shorten(text)}){self.lacks_v1()}: "
+                    "mend --base_url"
+                ) from error
+            raise Trouble("garbled", f"a reply that is no JSON ({shorten(text) or 'empty'})") from error
+
+    def lacks_v1(self) -> str:
+        return "" if re.search(r"/v\d", self.address) else f"; such addresses end in /v1: {self.address}/v1"
+
+    def refused(self, status: int, message: str, code: str, parameters: Row, headers: httpx.Headers) -> None:
+        """What follows from an error."""
+        words, where = f"{code} {message}", self.address
+        if status == 429 and "insufficient_quota" in words:
+            raise UserError(f"{where}: the key in {KEY} has no quota left ({shorten(message, 200)}); {CONTINUE}")
+        if status == 429:
+            raise Trouble("limit", shorten(message, 120), wait_asked_for(headers))
+        if status >= 500 or status in (408, 409, 425):
+            raise Trouble("server", f"status {status}: {shorten(message, 200)}", wait_asked_for(headers))
+        if FILTERED.search(words) and status not in (401, 402, 404):
+            raise Refusal(f"content filter (status {status}): {shorten(message, 200)}", filtered=True)
+        if status in (401, 403):
+            raise UserError(f"{where} refuses the key in {KEY} (status {status}): {shorten(message)}; {CONTINUE}")
+        if status == 404:
+            raise UserError(
+                f"{where} has no judge {self.endpoint.model!r} (status 404: {shorten(message)}); name another with "
+                f"--judge{self.lacks_v1()}"
+            )
+        if status in (402, 405) or 300 <= status < 400:
+            moved = headers.get("Location", "")
+            raise UserError(
+                f"{where} refuses (status {status}{': goes on at ' + moved if moved else ''}): {shorten(message, 200)}"
+                f"{self.lacks_v1()}; {CONTINUE}"
+            )
+        if not self.changed(words, parameters):
+            raise Refusal(f"status {status}: {shorten(message, 200)}")
+
+    def changed(self, words: str, parameters: Row) -> bool:
+        """Take out or spell anew the parameter that an error is about; whether there was one."""
+        named = [name for name in parameters if re.search(rf"(?<![a-z_]){name}(?![a-z_])", words)]
+        if not named or not UNKNOWN_PARAMETER.search(words) or "too large" in words:
+            return False
+        with self.lock:
+            for name in named:
+                if name in ("logprobs", "top_logprobs"):
+                    raise UserError(self.no_logprobs(shorten(words, 200)))
+                if self.parameters.get(name) != parameters[name] and name not in LIMITS:
+                    continue  # another thread has changed it
+                value = self.parameters.pop(name, None)
+                if name == "max_tokens" and value is not None:
+                    self.parameters["max_completion_tokens"] = value
+                if value is not None:
+                    instead = " (max_completion_tokens instead)" if name == "max_tokens" else ""
+                    warn(f"{self.endpoint.model} does not take {name}: sent without it{instead}; {shorten(words, 120)}")
+        return True
+
+    def no_logprobs(self, why: str) -> str:
+        return (
+            f"{self.endpoint.model} at {self.address} gives no log-probabilities of its first token ({why}), from "
+            "which this annotator reads the preference: choose another judge, or another annotator with --judge_prompts"
+        )
+
+    def reply_in(self, content: Row) -> Row:
+        """The reply in a response.
+
+        Raises:
+            Trouble: there is none.
+            Refusal: a content filter took it away.
+            UserError: it lacks the log-probabilities that are needed.
+        """
+        choices = content.get("choices") if isinstance(content, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise Trouble("garbled", f"a reply without choices ({shorten(json.dumps(content), 120)})")
+        message, reason = choice["message"], choice.get("finish_reason")
+        if reason == "content_filter":
+            raise Refusal("content filter: finish_reason content_filter", filtered=True)
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        reply = {"content": text_of(message), "finish_reason": reason}
+        reply |= {"reasoning": clean(thoughts)} if isinstance(thoughts, str) and thoughts else {}
+        if self.parameters.get("logprobs"):
+            reply["logprobs"] = self.logprobs_in(choice, reply)
+        elif not reply["content"].strip() and reason != "length":
+            refusal = message.get("refusal")
+            raise Trouble("garbled", f"an empty reply{': ' + shorten(str(refusal), 120) if refusal else ''}")
+        usage = content.get("usage")
+        return reply | {
+            "served_by": str(content.get("model") or self.endpoint.model),
+            "id": content.get("id"),
+            "usage": usage if isinstance(usage, dict) else None,
+        }
+
+    def logprobs_in(self, choice: Row, reply: Row) -> Row:
+        logprobs = choice.get("logprobs")
+        tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+        if isinstance(tokens, list) and tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs"):
+            if not self.worked and (reply.get("reasoning") or split_thinking(reply["content"]).thoughts is not None):
+                raise UserError(self.no_logprobs("it thinks first"))
+            return logprobs
+        if self.worked or not reply["content"].strip():
+            raise Trouble("garbled", "a reply without log-probabilities")
+        raise UserError(self.no_logprobs("the reply has none"))
+
+
+def text_of(message: Row) -> str:
+    """What a message says: its content (text, or parts of text), or the arguments of the function that it calls."""
+    calls = message.get("tool_calls")
+    call = message.get("function_call") or (calls[0].get("function") if isinstance(calls, list) and calls else None)
+    if isinstance(call, dict):
+        return clean(str(call.get("arguments", "")))
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return clean(content) if isinstance(content, str) else ""
+
+
+def clean(text: str) -> str:
+    """Half a character, as a cut reply may end in, cannot be written to a file."""
+    return SURROGATE.sub("\ufffd", text)
+
+
+def problem_of(status: int, content: Any) -> tuple[int | None, str, str]:
+    """(status, message, code) of an error; an error may come with status 200, and its number in the text. The status is
+    None where all is well."""
+    found = content if isinstance(content, dict) else {"message": str(content)}
+    choices = found.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    error = found.get("error") or first.get("error")
+    if not error and (found.get("object") == "error" or status != 200):
+        error = found
+    if not error:
+        return None, "", ""
+    if not isinstance(error, dict):
+        error = {"message": str(error)}
+    message = str(error.get("message") or error.get("detail") or error.get("error") or json.dumps(error))
+    code = f"{error.get('code') or ''} {error.get('type') or ''} {error.get('param') or ''}"
+    if status == 200:
+        number = re.search(r"\b[45]\d\d\b", f"{error.get('code')} {error.get('status')}")
+        status = (
+            int(number[0]) if number else 429 if re.search(r"rate.?limit|overloaded", code + message, re.I) else 400
+        )
+    return status, message, code
+
+
+def wait_asked_for(headers: httpx.Headers) -> float | None:
+    """Seconds that the server asks to wait before the next try."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            wait = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue  # a date, or nothing
+        if 0 <= wait < float("inf"):
+            return wait
+    return None
