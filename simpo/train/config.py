@@ -28,6 +28,13 @@ class PreferenceConfig(TrainingArguments):
     use_wpo_weighting: bool = field(
         default=False, metadata={"help": "Weight each pair by how likely the policy itself would write it (WPO)."}
     )
+    drop_partial_step: bool = field(
+        default=False,
+        metadata={
+            "help": "Steps of whole size only, as the original made them: what an epoch leaves over is carried over "
+            "into the next epoch, and dropped at the end (false: one smaller step at the end of each epoch)."
+        },
+    )
     fused_logps: bool | None = field(
         default=None, metadata={"help": "Log-probabilities without the logits (where the model allows; false: never)."}
     )

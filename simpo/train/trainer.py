@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerCallback
 
 from simpo.console import UserError
@@ -27,6 +27,7 @@ from simpo.train.model_card import append_objective
 from simpo.train.original_names import OriginalNames
 from simpo.train.reference import Reference
 from simpo.train.weights import check_vocabulary, load_named_model
+from simpo.train.whole_steps import WholeSteps
 
 
 class PairOutputs(NamedTuple):
@@ -48,7 +49,7 @@ class PairOutputs(NamedTuple):
     """Scalar, of mixtures of experts whose config asks for it: see `ResponseLogps`."""
 
 
-class PreferenceTrainer(OriginalNames, Trainer):
+class PreferenceTrainer(OriginalNames, WholeSteps):
     """transformers' Trainer for datasets of string columns prompt, chosen, rejected.
 
     Args:
