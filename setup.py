@@ -26,6 +26,7 @@ setup(
         "pyyaml>=6,<7",
         "jinja2>=3.1,<4",
         "filelock>=3.20",
+        "xxhash>=3.4",
         "tqdm>=4.67,<5",
         "matplotlib>=3.10,<4",
     ],

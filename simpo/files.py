@@ -1,22 +1,118 @@
-"""The one reader of rows, the one writer of whole files, and the digest of a model's files."""
+"""The one reader of rows, the one writer of whole files, and digests of what a later run depends on.
+
+What is written here is whole or not there, and on the disk; what comes back torn is set aside, never deleted.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from simpo.console import UserError
+import xxhash
+
+from simpo.console import UserError, warn
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a disk does while `path` is written into one line that names it.
+
+    Raises:
+        UserError: no room, no permission, ...
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path}: cannot be written: {error.strerror or error}; "
+            "mend that and run the same command again"
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears whole or not at all: written beside its place, on the disk, then renamed.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # half a character outside the basic plane, which models do write, becomes JSON's own \\udXXX
+            with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                yield file
+            put_in_place(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Rename a finished file to its place, both on the disk; a folder that stands there is set aside."""
+    if path.is_dir():
+        set_aside(path, "is a folder")
+    flush_to_disk(beside)
+    beside.replace(path)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a whole JSON file or nothing: beside its place, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
+    """Write a whole JSON file or nothing (see `whole_file`)."""
+    with whole_file(path) as file:
         json.dump(content, file, indent=4, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a whole .jsonl file or nothing (see `whole_file`)."""
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def set_aside(path: Path, flaw: str) -> None:
+    """Move what cannot be used out of its place, to NAME.broken beside it, and say so; it is never deleted."""
+    aside, number = path.with_name(f"{path.name}.broken"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.broken{number}")
+    with writing(path):
+        path.rename(aside)
+    warn(f"{path}: {flaw}; moved to {aside.name}")
+
+
+def read_own(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any] | None:
+    """A mapping that the project wrote itself; None when there is none, or one that cannot be read: it is set aside.
+
+    Args:
+        parse: turns the text into the mapping; a ValueError of its means that the text is torn.
+    """
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+        flaw = "does not hold what it should"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        content, flaw = None, f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        content, flaw = None, "is torn"
+    if isinstance(content, dict):
+        return content
+    set_aside(path, flaw)
+    return None
 
 
 def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
@@ -44,7 +140,7 @@ def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
                     items.append((place, json.loads(line)))
             return items
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{key}: {path}, {place}: not JSON ({error}); was the file cut off?") from error
     if not isinstance(content, list):
         raise UserError(f"{key}: {path}: must hold a list, found {type(content).__name__}")
@@ -88,3 +184,12 @@ def weights_digest(model: str) -> str | None:
                 file.seek(start)
                 digest.update(file.read(sample))
     return digest.hexdigest()[:16] if files else None
+
+
+def content_digest(path: Path) -> str:
+    """A digest of all of a file's bytes that finds torn files, not forgers: XXH3, as fast as memory is read."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

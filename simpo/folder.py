@@ -5,6 +5,11 @@ of the same command reads both and does only what is missing.
 """
 
 import json
+import os
+import shutil
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,30 +17,36 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from simpo.console import UserError
-from simpo.files import write_json
+from simpo.console import UserError, warn
+from simpo.files import flush_to_disk, read_own, write_json, write_rows, writing
 
+LOCK = ".lock"
 JOURNALS = "journal"
+FLUSH_SECONDS = 1  # what a power loss can take, beside what the disk itself loses
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create the folder and hold it; the lock goes with the process, however that ends.
+    """Create the folder and hold it; the lock goes with the process, however that ends. An empty folder goes as well.
 
     Raises:
         UserError: another run holds it, or it cannot be written.
     """
-    try:
+    created = not folder.exists()
+    lock = FileLock(folder / LOCK)
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(f"{folder}: another run is writing to this folder; wait for it, or choose another") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error}") from error
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(
+                f"{folder}: another run is writing to this folder; wait for it, or choose another"
+            ) from error
     try:
         yield
     finally:
+        if created and os.listdir(folder) == [LOCK]:  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
@@ -48,12 +59,15 @@ def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> 
         has_output: whether the folder holds anything that the recorded settings made.
 
     Raises:
-        UserError: the earlier output was made with other settings; names each.
+        UserError: the earlier output was made with other settings, which are named, or nothing tells with which.
     """
+    known = read_own(record)
     if has_output:
-        if not record.is_file():
-            raise UserError(f"{record.parent}: holds output without a record of how it was made; choose another folder")
-        known = recorded_settings(record)
+        if known is None:
+            raise UserError(
+                f"{record.parent}: holds output without a record of how it was made (a whole {record.name}); "
+                "choose another folder"
+            )
         changed = [
             f"{key} was {shorten(known.get(key))}, now {shorten(settings.get(key))}"
             for key in sorted(known.keys() | settings.keys())
@@ -64,12 +78,13 @@ def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> 
                 f"{record.parent}: holds output of other settings ({'; '.join(changed)}); choose another folder or "
                 "remove it"
             )
-    write_json(record, settings)
+    if known != settings:
+        write_json(record, settings)
 
 
 def recorded_settings(record: Path) -> dict[str, Any]:
-    """What `check_settings` recorded; nothing where there is no record."""
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    """What `check_settings` recorded; nothing where there is no whole record."""
+    return read_own(record) or {}
 
 
 def shorten(value: Any, width: int = 80) -> str:
@@ -78,25 +93,64 @@ def shorten(value: Any, width: int = 80) -> str:
 
 
 class Journal:
-    """Appends JSON lines to a file in folder/journal; a line is on its way to the disk when `append` returns."""
+    """Appends JSON lines to a file in folder/journal. One process writes a journal; its threads may share it.
 
-    def __init__(self, folder: Path, name: str):
-        path = folder / JOURNALS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut_torn_line(path)
-        self.file = path.open("ab", buffering=0)  # one write per call: a killed process loses at most that line
+    Args:
+        fields: what every record has, and of which type; a line of an earlier run without them is broken.
+
+    A line is the system's when `append` returns, so a killed process loses none; it is on the disk a second later.
+
+    Raises:
+        UserError: the file cannot be opened, or there is no room for a line. Nothing of that line stays.
+    """
+
+    def __init__(self, folder: Path, name: str, fields: dict[str, type] | None = None):
+        self.path = folder / JOURNALS / name
+        self.lock = threading.Lock()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            repair(self.path, fields or {})
+            self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            weakref.finalize(self, os.close, self.file)
+            for place in (self.path.parent, folder):
+                flush_to_disk(place)
+        self.flushed = time.monotonic()
 
     def append(self, *records: dict[str, Any]) -> None:
-        self.file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        rest = lines.encode(errors="backslashreplace")  # half a character becomes JSON's own \udXXX
+        with self.lock, writing(self.path):
+            end = os.fstat(self.file).st_size
+            try:
+                while rest:  # a disk that fills up takes a part first, and refuses the next
+                    rest = rest[os.write(self.file, rest) :]
+                if time.monotonic() - self.flushed > FLUSH_SECONDS:
+                    os.fsync(self.file)
+                    self.flushed = time.monotonic()
+            except OSError:
+                os.ftruncate(self.file, end)
+                raise
 
     @staticmethod
-    def read(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
-        """All whole records of the folder's journals whose names match the pattern."""
+    def read(folder: Path, pattern: str, fields: dict[str, type] | None = None) -> Iterator[dict[str, Any]]:
+        """The records of the folder's journals whose names match the pattern.
+
+        A line that is torn, or lacks one of the fields (or has it in another type), is left out, and so is done again;
+        how many there are is said.
+
+        Raises:
+            UserError: a journal cannot be read.
+        """
         for path in sorted((folder / JOURNALS).glob(pattern)):
-            with path.open("rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield json.loads(line)
+            broken = 0
+            for line in read_lines(path):
+                record = parse_line(line, fields or {})
+                if record is not None:
+                    yield record
+                elif line.endswith(b"\n"):  # else still being written, or cut by a kill
+                    broken += 1
+            if broken:
+                warn(f"{path}: {broken} broken lines left out; what they held is done again")
 
     @staticmethod
     def remove(folder: Path, pattern: str) -> None:
@@ -104,9 +158,34 @@ class Journal:
             path.unlink()
 
 
-def cut_torn_line(path: Path) -> None:
-    """Remove what a killed process left behind the last whole line."""
-    if path.is_file():
-        with path.open("rb+") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+def read_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; it must be a file that you may read") from error
+
+
+def parse_line(line: bytes, fields: dict[str, type]) -> dict[str, Any] | None:
+    """The record in a journal's line, or None when it is torn or lacks a field."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())
+    return record if whole else None
+
+
+def repair(path: Path, fields: dict[str, type]) -> None:
+    """Move a journal's broken lines to NAME.broken beside it, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    lines = list(read_lines(path))
+    records = [parse_line(line, fields) for line in lines]
+    if all(record is not None and line.endswith(b"\n") for record, line in zip(records, lines, strict=True)):
+        return
+    with path.with_name(f"{path.name}.broken").open("ab") as aside:
+        aside.writelines(line.rstrip(b"\n") + b"\n" for r, line in zip(records, lines, strict=True) if r is None)
+        aside.flush()
+        os.fsync(aside.fileno())
+    write_rows(path, [record for record in records if record is not None])
