@@ -132,7 +132,7 @@ def test_another_process_speaks_where_the_launcher_leaves_it(tmp_path):
         assert process.communicate(timeout=600)[1] == "error: process 1: its own\n"
 
 
-FORKED = "os.fork(); print('up', flush=True); time.sleep(600)"
+FORKED = "os.fork(); print('up', flush=True); [time.sleep(0.1) for _ in range(6000)]"
 
 
 def test_ctrl_c_prints_one_line_and_ends_forked_workers_silently():
