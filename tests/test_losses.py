@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers.modeling_outputs import CausalLMOutput
 
 from simpo.logps.plain import get_batch_logps, plain_logps
 from simpo.objectives.losses import dpo_loss, simpo_loss, wpo_weights
@@ -116,7 +117,7 @@ class Fixed(torch.nn.Module):
         self.logits = torch.nn.Parameter(logits)
 
     def forward(self, **_):
-        return self
+        return CausalLMOutput(logits=self.logits)
 
 
 def test_log_weights_by_hand_and_without_gradient():

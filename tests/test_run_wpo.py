@@ -118,7 +118,8 @@ def test_reference_with_another_vocabulary(wpo, fails, tmp_path):
 
 
 def test_refused(wpo, fails, tmp_path):
-    assert "unknown key 'gamma_beta_ratio'" in fails(run_wpo.main, wpo(gamma_beta_ratio=0.5))
+    message = fails(run_wpo.main, wpo(gamma_beta_ratio=0.5))
+    assert "gamma_beta_ratio is a setting of alphapo, simpo, not of wpo" in message
     assert "loss_type" in fails(run_wpo.main, wpo(loss_type="hinge"))
     assert "nobody/nothing" in fails(run_wpo.main, wpo(ref_model_name_or_path="nobody/nothing"))
     assert not (tmp_path / "out").exists()

@@ -56,8 +56,12 @@ class H4ArgumentParser(HfArgumentParser):
                 values[key], sources[key] = value, "default"
         fields = {cls: {f.name for f in dataclasses.fields(cls) if f.init} for cls in self.dataclass_types}
         known = set().union(*fields.values())
+        # keys that a class knows of, and why they are not its own
+        foreign = {k: why for cls in self.dataclass_types for k, why in getattr(cls, "foreign_keys", {}).items()}
         outputs = []
         for key in values:
+            if key in foreign:
+                raise UserError(f"{sources[key]}: {key} {foreign[key]}: leave it out")
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""

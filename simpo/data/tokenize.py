@@ -92,10 +92,10 @@ class PairTokenizer:
 
         longest = max(map(len, responses))
         cut = [len(ids) + longest > self.max_length for ids in prompts]
-        prompts = [self._cut_prompt(ids) if too_long else ids for ids, too_long in zip(prompts, cut, strict=True)]
+        prompts = [self.cut_prompt(ids) if too_long else ids for ids, too_long in zip(prompts, cut, strict=True)]
         prompt_cut = any(cut) and len(shared_prompt) > self.max_prompt_length
         if len(shared_prompt) + longest > self.max_length:
-            shared_prompt = self._cut_prompt(shared_prompt)
+            shared_prompt = self.cut_prompt(shared_prompt)
         room = self.max_length - self.max_prompt_length
         kept = [
             ids[:room] if len(p) + longest > self.max_length else ids for p, ids in zip(prompts, responses, strict=True)
@@ -120,7 +120,7 @@ class PairTokenizer:
         rust.encode_special_tokens = self.tokenizer.split_special_tokens
         return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _cut_prompt(self, ids: list[int]) -> list[int]:
+    def cut_prompt(self, ids: list[int]) -> list[int]:
         return ids[-self.max_prompt_length :] if self.truncation_mode == "keep_end" else ids[: self.max_prompt_length]
 
 

@@ -1,17 +1,27 @@
-"""Settings that all preference objectives share."""
+"""Settings of preference training: what all objectives share, and a class for each with its own."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from simpo.console import warn
+from simpo.objectives import get_objective, objective_names
+from simpo.objectives.base import Objective
 
 
 @dataclass
 class PreferenceConfig(TrainingArguments):
-    """transformers' TrainingArguments and how pairs become token ids."""
+    """transformers' TrainingArguments, how pairs become token ids, and what every objective can be combined with."""
 
+    declaration: ClassVar[Objective]
+    """The objective that a class made by `config_class` is of."""
+    foreign_keys: ClassVar[dict[str, str]]
+    """Settings of other objectives, and what to say where one is given."""
+
+    objective: str = field(default="", metadata={"help": f"What to train with: {', '.join(objective_names())}."})
     max_length: int | None = field(default=None, metadata={"help": "Longest prompt + response in tokens (512)."})
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "What the prompt of a too long pair is cut to, in tokens (128)."}
@@ -24,7 +34,6 @@ class PreferenceConfig(TrainingArguments):
     sft_weight: float = field(
         default=0.0, metadata={"help": "Weight of the chosen responses' cross-entropy, added to the loss."}
     )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Assumed share of wrongly ordered pairs, below 0.5."})
     use_wpo_weighting: bool = field(
         default=False, metadata={"help": "Weight each pair by how likely the policy itself would write it (WPO)."}
     )
@@ -80,5 +89,76 @@ class PreferenceConfig(TrainingArguments):
             )
         if self.fused_logps is False and (self.shared_prompt or self.padding_free):
             raise ValueError("shared_prompt, padding_free: parts of the fast path, which fused_logps: false turns off")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing ({self.label_smoothing}) must be in [0, 0.5)")
+        if self.sft_weight < 0:
+            raise ValueError(f"sft_weight ({self.sft_weight:g}) must not be negative")
+        if self.objective != self.declaration.name:
+            raise ValueError(
+                f"objective: {self.objective}, where {self.declaration.name} is trained; scripts/run_preference.py "
+                "trains with any objective"
+            )
+        for setting in self.declaration.settings:
+            setting.check(getattr(self, setting.name))
+        if self.declaration.check:
+            self.declaration.check(self)
+
+
+@dataclass
+class ReferenceConfig(PreferenceConfig):
+    """The same for objectives that compare with a reference model."""
+
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Reference model (default: the start model)."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Compute the reference log-probabilities once, then train with one model."},
+    )
+
+
+@functools.cache
+def config_class(objective: str) -> type[PreferenceConfig]:
+    """The settings for training with an objective: those of all, its own, and its defaults.
+
+    Raises:
+        UserError: there is no such objective.
+    """
+    declaration = get_objective(objective)
+    base = ReferenceConfig if declaration.reference else PreferenceConfig
+    inherited = base.__dataclass_fields__
+    own = [(s.name, s.kind, field(default=s.default, metadata={"help": s.help})) for s in declaration.settings]
+    for name, default in {"objective": declaration.name, **declaration.defaults}.items():
+        own.append((name, inherited[name].type, field(default=default, metadata=inherited[name].metadata)))
+    owners: dict[str, list[str]] = {}
+    for other in objective_names():
+        for key in own_keys(get_objective(other)) - own_keys(declaration):
+            owners.setdefault(key, []).append(other)
+    return dataclasses.make_dataclass(
+        class_name(objective),
+        own,
+        bases=(base,),
+        namespace={
+            "__doc__": f"Settings for training with {objective}.",
+            "__module__": __name__,  # where pickle finds it: see __getattr__
+            "declaration": declaration,
+            "foreign_keys": {key: f"is a setting of {', '.join(o)}, not of {objective}" for key, o in owners.items()},
+        },
+    )
+
+
+def own_keys(objective: Objective) -> set[str]:
+    """The keys that not every objective has."""
+    reference = ReferenceConfig.__dataclass_fields__.keys() - PreferenceConfig.__dataclass_fields__.keys()
+    return {setting.name for setting in objective.settings} | (reference if objective.reference else set())
+
+
+def class_name(objective: str) -> str:
+    """ln_dpo: LnDpoConfig."""
+    return "".join(part.capitalize() for part in objective.split("_")) + "Config"
+
+
+def __getattr__(name: str) -> type[PreferenceConfig]:
+    """The classes of `config_class`, under the names by which saved arguments refer to them."""
+    for objective in objective_names():
+        if class_name(objective) == name:
+            return config_class(objective)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,18 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from simpo.train.trainer import PreferenceTrainer
+from transformers import Trainer
 
 PROMPTS = 4
 NEW_TOKENS = 256
 
 
-def write_generations(trainer: "PreferenceTrainer") -> None:
+def write_generations(trainer: Trainer) -> None:
     """Append greedy answers to the first evaluation prompts to output_dir/generations.jsonl.
 
     One line per prompt: {step, prompt, generation}. Every process generates (under ZeRO-3 each holds a part of the

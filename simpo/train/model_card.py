@@ -1,19 +1,15 @@
 """The part of the model card that transformers does not write: the objective and its paper."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from simpo.train.trainer import PreferenceTrainer
+from typing import Any
 
 
-def append_objective(trainer: "PreferenceTrainer") -> None:
-    """Append the objective, its settings and its paper to output_dir/README.md."""
-    settings = {
-        **trainer.objective_settings(),
-        "max_length": trainer.args.max_length,
-        "max_prompt_length": trainer.args.max_prompt_length,
-    }
+def append_objective(folder: Path, paper: str, settings: dict[str, Any]) -> None:
+    """Append the objective's paper and settings to folder/README.md.
+
+    Args:
+        paper: Markdown link.
+    """
     lines = "\n".join(f"- {name}: {value}" for name, value in settings.items())
-    with (Path(trainer.args.output_dir) / "README.md").open("a", encoding="utf-8") as file:
-        file.write(f"\n## Objective\n\nTrained with {trainer.paper}.\n\n{lines}\n")
+    with (folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n## Objective\n\nTrained with {paper}.\n\n{lines}\n")

@@ -4,7 +4,6 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import DistributedType
@@ -15,13 +14,11 @@ from datasets.fingerprint import Hasher
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from simpo.console import UserError, is_main_process
+from simpo.logps.plain import ResponseLogps
 from simpo.train.model import check_same_vocabulary
-
-if TYPE_CHECKING:
-    from simpo.train.trainer import PreferenceTrainer
 
 CHUNK = 2048  # rows between two saves of precomputed values
 
@@ -35,20 +32,29 @@ class Reference:
       files and the tokenized data, so that training holds one model only. Stale values have another key.
 
     Args:
-        trainer: its datasets get a column ref_logps, [chosen, rejected], when precomputed.
-        ref_model: the copy, or a function that loads it (not called when everything is precomputed already).
+        trainer: its args are a `ReferenceConfig`; its datasets get a column ref_logps, [chosen, rejected], when
+            precomputed.
+        ref_model: the copy, or a function that loads it (not called when everything is precomputed already). None
+            where the policy has adapters.
+        response_logps: from a model and a batch to the log-probabilities of its 2B responses.
+        per_token: divide them by the responses' lengths.
 
     Raises:
-        UserError: the copy's vocabulary is not the policy's; or there is neither a copy nor adapters.
+        UserError: the copy's vocabulary is not the policy's.
     """
 
-    def __init__(self, trainer: "PreferenceTrainer", ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None):
+    def __init__(
+        self,
+        trainer: Trainer,
+        ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None,
+        response_logps: Callable[[torch.nn.Module, dict[str, torch.Tensor]], ResponseLogps],
+        per_token: bool,
+    ):
         self.trainer = trainer
         self.source = ref_model
+        self.response_logps = response_logps
+        self.per_token = per_token
         self.model: torch.nn.Module | None = None
-        has_adapters = hasattr(trainer.model, "disable_adapter")
-        if ref_model is None and not has_adapters:
-            raise UserError(f"{type(trainer).__name__} needs ref_model, or a policy with adapters (use_peft)")
         if not trainer.args.precompute_ref_log_probs:
             if ref_model is not None:
                 self._load()
@@ -70,11 +76,11 @@ class Reference:
             return batch["ref_logps"].T.flatten()
         with torch.no_grad():
             if self.model is not None:
-                responses = self.trainer.response_logps(self.model, batch)
+                responses = self.response_logps(self.model, batch)
             else:
                 with self.trainer.accelerator.unwrap_model(policy).disable_adapter():
-                    responses = self.trainer.response_logps(policy, batch)
-        return responses.means if self.trainer.average_log_prob else responses.sums
+                    responses = self.response_logps(policy, batch)
+        return responses.means if self.per_token else responses.sums
 
     def _load(self) -> None:
         model = self.source if isinstance(self.source, PreTrainedModel) else self.source()
@@ -96,7 +102,7 @@ class Reference:
     def _precomputed(self, dataset: Dataset, name: str) -> Dataset:
         """The dataset with its column ref_logps; chunks that were computed before are read, not computed."""
         trainer = self.trainer
-        key = Hasher.hash((dataset._fingerprint, self._model_key(), trainer.average_log_prob))
+        key = Hasher.hash((dataset._fingerprint, self._model_key(), self.per_token))
         folder = Path(HF_DATASETS_CACHE) / "ref_logps" / key
         values = []
         starts = range(0, len(dataset), CHUNK)

@@ -24,6 +24,7 @@ from simpo.data.pairs import format_pairs
 from simpo.logps.attention import attention_name
 from simpo.logps.fused import choose_path
 from simpo.train.checkpoints import check_resumable, get_checkpoint, read_run_config, write_run_config
+from simpo.train.config import PreferenceConfig
 from simpo.train.model import model_identity
 from simpo.train.trainer import PreferenceTrainer
 
@@ -38,7 +39,6 @@ PAPER_CONFIGS = {
 }
 PAPER_PAIRS_PER_STEP = 128
 finished = False  # whether this process has nothing left to do
-HIGHEST_USUAL_LEARNING_RATE = 2e-6  # the paper's grid ends at 1e-6; 1e-5 makes the model incoherent
 
 
 def start_run(
@@ -57,11 +57,13 @@ def start_run(
     for tracker in args.report_to:
         if tracker not in available:
             raise UserError(f"report_to: {tracker} is not installed: pip install {tracker}, or --report_to=none")
-    if not model_args.use_peft and args.learning_rate > HIGHEST_USUAL_LEARNING_RATE and objective in ("simpo", "wpo"):
-        warn(
-            f"learning_rate {args.learning_rate:g} is high for full fine-tuning: the published range is 3e-7 to 1e-6, "
-            "and 1e-5 gives repeating, incoherent text"
-        )
+    if isinstance(args, PreferenceConfig) and not model_args.use_peft:
+        highest = args.declaration.highest_learning_rate
+        if args.learning_rate > 2 * highest:
+            warn(
+                f"learning_rate {args.learning_rate:g} is high for full fine-tuning: published rates for {objective} "
+                f"end at {highest:g}; too high a rate gives repeating, incoherent text"
+            )
     if not is_main_process():
         datasets.disable_progress_bars()
     if args.world_size > 1:
@@ -132,13 +134,11 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
         f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",
         "log-probs": str(choose_path(model, args)),
-        "objective": f"{trainer.tags[0]} {trainer.objective_settings()}",
+        "objective": f"{trainer.objective.name} {trainer.objective_settings()}",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
-        "first loss": f"{'at most' if args.use_wpo_weighting else 'about'} {trainer.expected_first_loss():.3f} expected"
-        + (" before the sft term" if args.sft_weight > 0 else "")
-        + (" before the router's loss" if getattr(model.config, "output_router_logits", False) else ""),
+        "first loss": expected_first_loss(trainer),
         "output": str(Path(args.output_dir).resolve()),
     }
     say("\n".join(f"  {name:<12}{text}" for name, text in lines.items()))
@@ -149,6 +149,19 @@ def show_summary(trainer: PreferenceTrainer) -> None:
             "adjust gradient_accumulation_steps"
         )
     show_samples(trainer)
+
+
+def expected_first_loss(trainer: PreferenceTrainer) -> str:
+    """What step 0 should show: the loss of pairs whose responses are equally likely, as they are on average."""
+    args, objective = trainer.args, trainer.objective
+    text = f"{'at most' if args.use_wpo_weighting else 'about'} {objective.first_loss(args):.3f} expected"
+    if not objective.reference and objective.logps == "sum":
+        text += " or more (whole responses differ by many nats)"
+    if args.sft_weight > 0:
+        text += f", plus {args.sft_weight:g} times sft_loss"
+    if getattr(trainer.model.config, "output_router_logits", False):
+        text += ", plus the router's loss"
+    return text
 
 
 def show_samples(trainer: PreferenceTrainer, count: int = 3) -> None:

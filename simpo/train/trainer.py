@@ -1,14 +1,14 @@
-"""The trainer that all preference objectives share.
+"""The trainer of all preference objectives.
 
-It turns text pairs into batches, asks the policy for the responses' log-probabilities (how: `simpo.logps.plain`), hands
-them to the objective (what: `pair_loss` of a subclass) and keeps the metrics. A subclass is a declaration and one
-short function; see scripts/simpo_trainer.py.
+It turns text pairs into batches, asks the policy (and the reference, where the objective compares with one) for the
+responses' log-probabilities (how: `simpo.logps`), hands them to the objective (what: `simpo.objectives`) and keeps the
+metrics. Which objective, its arguments say: their class declares it.
 """
 
-from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -16,11 +16,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.trainer_callback import TrainerCallback
 
 from simpo.console import UserError
+from simpo.data.mismatch import mismatched_rows, rows_of
 from simpo.data.pairs import DataReport, tokenize_pairs
 from simpo.data.tokenize import OwnCollator, PairTokenizer, PreferenceCollator
 from simpo.logps.checked import CheckedLogps
 from simpo.logps.plain import ResponseLogps, get_batch_logps
-from simpo.objectives.losses import PreferenceLoss, wpo_weights
+from simpo.objectives.base import PairOutputs, PreferenceLoss
+from simpo.objectives.wpo import wpo_response_weights, wpo_weights
 from simpo.train.config import PreferenceConfig
 from simpo.train.generations import write_generations
 from simpo.train.model_card import append_objective
@@ -30,49 +32,25 @@ from simpo.train.weights import check_vocabulary, load_named_model
 from simpo.train.whole_steps import WholeSteps
 
 
-class PairOutputs(NamedTuple):
-    """What the models say of B pairs; every field float32 of shape (B,) unless noted."""
-
-    chosen_logps: torch.Tensor
-    """Of the policy, per token or summed, as the objective's `average_log_prob` says; in nats."""
-    rejected_logps: torch.Tensor
-    chosen_nll: torch.Tensor
-    """Scalar: the policy's cross-entropy per token over all chosen responses of the batch."""
-    chosen_mean_logits: torch.Tensor
-    rejected_mean_logits: torch.Tensor
-    weights: torch.Tensor | None
-    """WPO's weights, detached, when they are asked for."""
-    ref_chosen_logps: torch.Tensor | None
-    """Of the reference model, for objectives that need one."""
-    ref_rejected_logps: torch.Tensor | None
-    router_loss: torch.Tensor | None = None
-    """Scalar, of mixtures of experts whose config asks for it: see `ResponseLogps`."""
-
-
 class PreferenceTrainer(OriginalNames, WholeSteps):
     """transformers' Trainer for datasets of string columns prompt, chosen, rejected.
 
     Args:
         model: the policy, or its name (loaded with `args.model_init_kwargs`; in float32 unless they say otherwise).
-        args: a PreferenceConfig.
+        args: of a class that `config_class` made for the objective (SimPOConfig, WPOConfig, ...).
         data_collator: your own, given rows of token ids; see `OwnCollator` for what it may return.
         train_dataset, eval_dataset: text pairs; they are tokenized here, and pairs that cannot be trained on dropped.
         tokenizer: also accepted as `processing_class`.
         peft_config: wrap the policy in new adapters.
-        ref_model: the reference model, or a function that loads it if it is needed (see `Reference`).
+        ref_model: the reference model, or a function that loads it if it is needed (see `Reference`). Objectives that
+            compare with one need it, unless the policy has adapters.
 
     Raises:
-        UserError: no pair is left to train on; rows that are not text; a model or tokenizer that cannot be used.
+        UserError: no pair is left to train on; rows that are not text; a model or tokenizer that cannot be used; the
+            objective needs a reference model and there is none.
     """
 
-    average_log_prob: ClassVar[bool]
-    """Whether the objective wants log-probabilities per token (True) or summed."""
-    needs_reference: ClassVar[bool] = False
-    """Whether the objective compares with the start model."""
-    tags: ClassVar[list[str]]
-    """Hub tags; the first one names the objective."""
-    paper: ClassVar[str]
-    """Title and arXiv number of the objective's paper, for the model card."""
+    args: PreferenceConfig
     loss_is_scaled_for_ga = False  # every micro-batch's loss is the mean over its own pairs
     get_batch_logps = staticmethod(get_batch_logps)
 
@@ -96,6 +74,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         tokenizer = processing_class or tokenizer
         if tokenizer is None or args is None:
             raise ValueError(f"{type(self).__name__} needs args and a tokenizer (processing_class)")
+        self.objective = args.declaration
         if isinstance(model, str):
             model = load_named_model(model, args.model_init_kwargs)
         elif args.model_init_kwargs is not None:
@@ -103,6 +82,10 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         if model is not None:
             check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
             model = prepare_policy(model, args, peft_config)
+        if self.objective.reference and ref_model is None and not hasattr(model, "disable_adapter"):
+            raise UserError(
+                f"{self.objective.name} compares with a reference model: pass ref_model, or a policy with adapters"
+            )
 
         self.pair_tokenizer = PairTokenizer(
             tokenizer, args.max_length, args.max_prompt_length, args.truncation_mode, args.label_pad_token_id
@@ -114,14 +97,19 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
                 eval_dataset = {name: self._tokenize(dataset, name, args) for name, dataset in eval_dataset.items()}
             else:
                 eval_dataset = self._tokenize(eval_dataset, "test", args)
+        if self.objective.mismatched:
+            rows = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
+            rows = rows if train_dataset is None else train_dataset
+            if len(rows) < 2:
+                raise UserError(f"train data: one pair is not enough for {self.objective.name}, which mixes pairs")
+            self._lent_rows = [rows[0], rows[1]]
         if train_dataset is not None and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
             lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
             train_dataset = train_dataset.add_column(args.length_column_name, lengths)
         pad = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
-        own, data_collator = data_collator, PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
-        if own is not None:
-            data_collator = OwnCollator(own, data_collator)
+        self.stack_pairs = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
+        data_collator = self.stack_pairs if data_collator is None else OwnCollator(data_collator, self.stack_pairs)
 
         # Per phase and metric, the values of the batches since the last log.
         self._stored_metrics: dict[str, defaultdict[str, list[torch.Tensor]]] = {
@@ -144,7 +132,10 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
         self.log_probs = CheckedLogps(args, self.accelerator)
-        self.reference = Reference(self, ref_model) if self.needs_reference else None
+        self.reference = None
+        if self.objective.reference:
+            per_token = self.objective.logps == "mean"
+            self.reference = Reference(self, ref_model, self.response_logps, per_token)
 
     def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:
         if dataset is None:
@@ -159,18 +150,18 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
 
     # ---- the objective -------------------------------------------------------------------------------------------
 
-    @abstractmethod
+    @property
+    def tags(self) -> list[str]:
+        return self.objective.tags
+
     def pair_loss(self, pairs: PairOutputs) -> PreferenceLoss:
         """The objective: losses and rewards of a batch's pairs, before any weighting."""
+        return self.objective.loss(pairs, **self.objective.values(self.args))
 
     def objective_settings(self) -> dict[str, Any]:
         """The settings that define the objective, for the summary and the model card."""
-        names = ("beta", "gamma_beta_ratio", "loss_type", "label_smoothing", "sft_weight")
-        return {name: getattr(self.args, name) for name in names if hasattr(self.args, name)}
-
-    @abstractmethod
-    def expected_first_loss(self) -> float:
-        """The loss when chosen and rejected are equally likely, as they are on average before training."""
+        shared = {name: getattr(self.args, name) for name in ("sft_weight", "use_wpo_weighting")}
+        return self.objective.values(self.args) | shared
 
     # ---- forward, loss, metrics ----------------------------------------------------------------------------------
 
@@ -188,22 +179,42 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         Args:
             batch: what the collator returns.
         """
+        reference_point = self.reference_point(model, batch) if self.objective.mismatched else None
         reference = self.reference.logps(model, batch) if self.reference else None
         responses = self.response_logps(model, batch, with_weights=self.args.use_wpo_weighting)
-        logps = responses.means if self.average_log_prob else responses.sums
+        logps = responses.means if self.objective.logps == "mean" else responses.sums
         n = len(logps) // 2
         weights = responses.log_weights
+        weigh = wpo_response_weights if self.objective.unpaired else wpo_weights
         return PairOutputs(
             chosen_logps=logps[:n],
             rejected_logps=logps[n:],
+            chosen_lengths=responses.lengths[:n],
+            rejected_lengths=responses.lengths[n:],
+            ref_chosen_logps=None if reference is None else reference[:n],
+            ref_rejected_logps=None if reference is None else reference[n:],
+            reference_point=reference_point,
             chosen_nll=-responses.sums[:n].sum() / responses.lengths[:n].sum(),
             chosen_mean_logits=responses.mean_logits[:n],
             rejected_mean_logits=responses.mean_logits[n:],
-            weights=None if weights is None else wpo_weights(weights[:n], weights[n:]),
-            ref_chosen_logps=None if reference is None else reference[:n],
-            ref_rejected_logps=None if reference is None else reference[n:],
+            weights=None if weights is None else weigh(weights[:n], weights[n:]),
             router_loss=responses.router_loss,
         )
+
+    def reference_point(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Scalar without gradient: the mean log-ratio of policy and reference over the batch's prompts with responses
+        of other prompts (and over all processes), but at least 0: an estimate of their KL divergence."""
+        rows = rows_of(batch)
+        if len(rows) == 1:  # the last batch may hold one pair: another one is lent to it
+            own = rows[0]["chosen_input_ids"]
+            rows.append(next((row for row in self._lent_rows if row["chosen_input_ids"] != own), self._lent_rows[0]))
+        mixed = self._prepare_inputs(self.stack_pairs(mismatched_rows(rows, self.pair_tokenizer)))
+        with torch.no_grad():
+            logps = self.response_logps(model, mixed).sums
+            ratios = logps - self.reference.logps(model, mixed)
+            total = torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))])
+            total = self.accelerator.reduce(total, "sum")
+        return (total[0] / total[1]).clamp(min=0)
 
     def get_batch_loss_metrics(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], train_eval: Literal["train", "eval"] = "train"
@@ -216,6 +227,9 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         self, pairs: PairOutputs, result: PreferenceLoss, train_eval: Literal["train", "eval"]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         metrics = {}
+        if self.objective.metrics:
+            found = self.objective.metrics(pairs, **self.objective.values(self.args))
+            metrics |= {name: value.detach().mean() for name, value in found.items()}
         losses = result.losses
         if pairs.weights is not None:
             losses = losses * pairs.weights
@@ -294,7 +308,8 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         """transformers' model card, followed by what the objective was."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            append_objective(self)
+            lengths = {name: getattr(self.args, name) for name in ("max_length", "max_prompt_length")}
+            append_objective(Path(self.args.output_dir), self.objective.paper, self.objective_settings() | lengths)
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> str:
         kwargs["tags"] = list(dict.fromkeys([*kwargs.get("tags", []), *self.tags]))
