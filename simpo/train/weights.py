@@ -124,29 +124,42 @@ def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel
     """
     name = model_args.model_name_or_path
     base, revision, key = base_model(name, model_args)
-    adapter = base != name
-    if adapter and is_deepspeed_zero3_enabled():
+    if base != name and is_deepspeed_zero3_enabled():
         raise UserError(
             f"model_name_or_path: {name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge it first "
             f"(python scripts/merge.py {name} FOLDER) and name that folder"
         )
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, use_safetensors=True, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: cannot load {base}: {error}") from error
-    tied = model.all_tied_weights_keys  # under ZeRO-3 reported as missing
-    if missing := sorted(set(info["missing_keys"]) - set(tied)):
-        raise UserError(
-            f"{key}: the weights in {base} are not those of its config.json ({type(model).__name__}): {len(missing)} "
-            f"tensors are missing, such as {missing[0]}"
-        )
-    if adapter:
+    model = load_base(base, key, revision=revision, **kwargs)
+    if base != name:
         model = merge_adapter(model, name, model_args.model_revision)
         model.requires_grad_(True)  # PEFT had frozen the base weights
     if model.dtype == torch.float16:
         raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
+    return model
+
+
+def load_base(name: str, key: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a whole causal language model.
+
+    Args:
+        key: the setting that named it, for the message.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        UserError: it cannot be loaded, or its files lack tensors (which would be left random).
+    """
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{key}: cannot load {name}: {error}") from error
+    tied = model.all_tied_weights_keys  # under ZeRO-3 reported as missing
+    if missing := sorted(set(info["missing_keys"]) - set(tied)):
+        raise UserError(
+            f"{key}: the weights in {name} are not those of its config.json ({type(model).__name__}): {len(missing)} "
+            f"tensors are missing, such as {missing[0]}"
+        )
     return model
 
 
@@ -161,9 +174,25 @@ def merge_adapter(model: PreTrainedModel, adapter: str, revision: str | None = N
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
-            return PeftModel.from_pretrained(model, adapter, revision=revision).merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        untie_adapted_embeddings(adapted.get_base_model())
+        return adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
         raise UserError(
             f"the adapter {adapter} does not fit its base {model.name_or_path} (was one of them resized or replaced "
             f"since?): {error}"
         ) from error
+
+
+def untie_adapted_embeddings(model: PreTrainedModel) -> None:
+    """Give embeddings and head a weight each where they share one and an adapter changes only one of them.
+
+    Merged into the shared weight, the update would change the other as well, which training did not.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(isinstance(layer, BaseTunerLayer) for layer in (embeddings, head)) and head.weight is embeddings.weight:
+        own = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        own.weight = torch.nn.Parameter(own.weight.detach().clone())
+        model.config.tie_word_embeddings = False
