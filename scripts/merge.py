@@ -10,14 +10,15 @@ into the weights that these were made of.
 import os
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from simpo.config import ModelArguments
 from simpo.console import ArgumentParser, UserError, command, say
 from simpo.files import weights_digest, write_json
 from simpo.folder import check_settings, lock_folder
-from simpo.model_files import check_tokenizer
-from simpo.train.weights import base_model, check_vocabulary, load_base, merge_adapter
+from simpo.model_files import check_model, check_tokenizer, check_whole_model
+from simpo.train.weights import base_model, check_vocabulary, is_adapter_model, load_base, merge_adapter
 
 RECORD = "merged_from.json"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -32,11 +33,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the merged weights (default: the base's)")
     args = parser.parse_args()
 
-    base, revision, key = base_model(args.adapter, ModelArguments(model_name_or_path=args.adapter))
-    if base == args.adapter:
+    if not is_adapter_model(args.adapter):
+        check_model(args.adapter, "adapter")
         raise UserError(f"adapter: {args.adapter} is a whole model, not an adapter: there is nothing to merge")
     if args.base_model:
-        base, revision, key = base_model(args.base_model, ModelArguments(model_name_or_path=args.base_model))
+        check_model(args.adapter, "adapter")
+        check_whole_model(args.base_model, "base_model")
+        base, key = args.base_model, "base_model"
+    else:
+        base, _, key = base_model(args.adapter, ModelArguments(), "adapter")
     record = {
         "adapter": args.adapter,
         "adapter_weights": weights_digest(args.adapter),
@@ -44,37 +49,56 @@ def main() -> None:
         "base_weights": weights_digest(base),
         "dtype": args.dtype,
     }
-    if args.output.exists() and any(args.output.iterdir()):
+    if args.output.is_file():
+        raise UserError(f"output: {args.output} is a file; name a folder")
+    if args.output.is_dir() and any(args.output.iterdir()):
         check_settings(args.output / RECORD, record, has_output=True)
         say(f"already merged: {args.output}")
         return
-    refuse_quantized(base, key, revision)
-    model = merge_adapter(load_base(base, key, revision=revision, dtype=args.dtype or "auto"), args.adapter)
+    refuse_quantized(base, key)
+    model = merge_adapter(load_base(base, key, dtype=args.dtype or "auto"), args.adapter)
     tokenizer = load_tokenizer(args.adapter, base)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
 
-    beside = args.output.with_name(f"{args.output.name}.merging")
-    with lock_folder(beside):
-        for left_over in beside.iterdir():  # of a merge that was stopped
-            if left_over.name != ".lock":
-                left_over.unlink()
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        write_json(beside / RECORD, record)
-        (beside / ".lock").unlink()
-        for file in beside.iterdir():
-            flush(file)
-        beside.replace(args.output)
+    write_folder(args.output, model, tokenizer, record)
     say(f"merged {args.adapter} into {base}: {args.output}")
 
 
-def refuse_quantized(base: str, key: str, revision: str | None) -> None:
+def write_folder(
+    output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, str | None]
+) -> None:
+    """Write the whole folder or nothing: beside its place, then renamed.
+
+    Raises:
+        UserError: it cannot be written, or another merge is writing it.
+    """
+    beside = output.with_name(f"{output.name}.merging")
+    with lock_folder(beside):
+        try:
+            for left_over in beside.iterdir():  # of a merge that was stopped
+                if left_over.name != ".lock":
+                    left_over.unlink()
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            write_json(beside / RECORD, record)
+            (beside / ".lock").unlink()
+            for file in beside.iterdir():
+                flush(file)
+            beside.replace(output)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"output: {beside} cannot be written: {error}") from error
+
+
+def refuse_quantized(base: str, key: str) -> None:
     """Quantized weights cannot take an update that is smaller than their steps.
 
     Raises:
-        UserError: the base is quantized.
+        UserError: the base is quantized, or there is none.
     """
-    config = AutoConfig.from_pretrained(base, revision=revision).to_dict()
+    try:
+        config = AutoConfig.from_pretrained(base).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: cannot load {base}; name another place with --base_model: {error}") from error
     if method := (config.get("quantization_config") or {}).get("quant_method"):
         raise UserError(f"{key}: {base} holds quantized weights ({method}); name what it was made of with --base_model")
 

@@ -11,7 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.config import ModelArguments
 from simpo.console import UserError, warn
-from simpo.model_files import check_model
+from simpo.model_files import check_model, is_adapter_folder, merge_command
 
 
 def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
@@ -35,25 +35,30 @@ def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
     return config
 
 
-def base_model(name: str, model_args: ModelArguments) -> tuple[str, str | None, str]:
+def base_model(name: str, model_args: ModelArguments, key: str = "model_name_or_path") -> tuple[str, str | None, str]:
     """Name and revision of what has to be loaded first, and whose setting it is: an adapter's base, or the model.
+
+    Args:
+        key: the setting that gave the name.
 
     Raises:
         UserError: damaged files, or a base that is neither a folder nor a name on the hub.
     """
-    check_model(name, "model_name_or_path")
+    check_model(name, key)
     try:
         if not is_adapter_model(name, model_args.model_revision):
-            return name, model_args.model_revision, "model_name_or_path"
+            return name, model_args.model_revision, key
         from peft import PeftConfig
 
         base = PeftConfig.from_pretrained(name, revision=model_args.model_revision).base_model_name_or_path
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
+        raise UserError(f"{key}: cannot load {name}: {error}") from error
     key = f"base_model_name_or_path in the adapter_config.json of {name}"
     if not base:
         raise UserError(f"{key}: not given; name the model that the adapter belongs to")
     check_model(base, key)
+    if is_adapter_folder(base):
+        raise UserError(f"{key}: {base} is an adapter itself: merge it first ({merge_command(base)})")
     return base, model_args.base_model_revision, key
 
 
@@ -110,7 +115,17 @@ def load_named_model(name: str, init_kwargs: dict[str, Any] | None) -> PreTraine
     )
     attention = choose_attention(kwargs.pop("attn_implementation", None), get_model_config(model_args).model_type)
     trust = model_args.trust_remote_code
-    return load_causal_lm(model_args, dtype=dtype, attn_implementation=attention, trust_remote_code=trust, **kwargs)
+    model = load_causal_lm(model_args, dtype=dtype, attn_implementation=attention, trust_remote_code=trust, **kwargs)
+    refuse_float16(model)
+    return model
+
+
+def refuse_float16(model: PreTrainedModel) -> None:
+    """Raise a UserError for float16 weights, whose gradients overflow."""
+    if model.dtype == torch.float16:
+        raise UserError(
+            f"{model.name_or_path} stores float16 weights, which cannot be trained: ask for another torch_dtype"
+        )
 
 
 def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel:
@@ -127,14 +142,12 @@ def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel
     if base != name and is_deepspeed_zero3_enabled():
         raise UserError(
             f"model_name_or_path: {name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge it first "
-            f"(python scripts/merge.py {name} FOLDER) and name that folder"
+            f"({merge_command(name)}) and name that folder"
         )
     model = load_base(base, key, revision=revision, **kwargs)
     if base != name:
         model = merge_adapter(model, name, model_args.model_revision)
         model.requires_grad_(True)  # PEFT had frozen the base weights
-    if model.dtype == torch.float16:
-        raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
     return model
 
 
