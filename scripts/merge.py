@@ -7,16 +7,14 @@ stop, the same command does it again; once it is there, it says so. What was tra
 into the weights that these were made of.
 """
 
-import os
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from simpo.config import ModelArguments
 from simpo.console import ArgumentParser, UserError, command, say
-from simpo.files import weights_digest, write_json
-from simpo.folder import check_settings, lock_folder
+from simpo.files import flush_to_disk, weights_digest, write_json, writing
+from simpo.folder import LOCK, check_settings, lock_folder
 from simpo.model_files import check_model, check_tokenizer, check_whole_model
 from simpo.train.weights import base_model, check_vocabulary, is_adapter_model, load_base, merge_adapter
 
@@ -73,20 +71,18 @@ def write_folder(
         UserError: it cannot be written, or another merge is writing it.
     """
     beside = output.with_name(f"{output.name}.merging")
-    with lock_folder(beside):
-        try:
-            for left_over in beside.iterdir():  # of a merge that was stopped
-                if left_over.name != ".lock":
-                    left_over.unlink()
-            model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-            write_json(beside / RECORD, record)
-            (beside / ".lock").unlink()
-            for file in beside.iterdir():
-                flush(file)
-            beside.replace(output)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"output: {beside} cannot be written: {error}") from error
+    with lock_folder(beside), writing(beside):
+        for left_over in beside.iterdir():  # of a merge that was stopped
+            if left_over.name != LOCK:
+                left_over.unlink()
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        write_json(beside / RECORD, record)
+        for file in beside.iterdir():
+            flush_to_disk(file)
+    (beside / LOCK).unlink()
+    beside.replace(output)
+    flush_to_disk(output.parent)
 
 
 def refuse_quantized(base: str, key: str) -> None:
@@ -117,12 +113,6 @@ def load_tokenizer(adapter: str, base: str) -> PreTrainedTokenizerBase:
         except (OSError, ValueError) as error:
             problem = error
     raise UserError(f"adapter: neither {adapter} nor {base} has a tokenizer: {problem}")
-
-
-def flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 if __name__ == "__main__":
