@@ -135,7 +135,7 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
     from tiny_reward_models import tiny_classifier
     from transformers import AutoModelForSequenceClassification
 
-    from reward_models import load_reward_model, score_batches
+    from rewards import load_reward_model
 
     rows = [row for path in sorted(responses.glob("output_*.json")) for row in json.loads(path.read_text())]
     texts = [(row["prompt"], row["generated_text"]) for row in rows]
@@ -156,12 +156,12 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
                 original(ids).logits.float().item()
 
     def batched(repeat: int) -> None:
-        for _ in score_batches(model, units):
+        for _ in model.score_batches(units):
             pass
 
     batched(0)  # warm
     weights = sum(p.numel() for p in model.model.parameters()) / 1e6
-    length = statistics.median(len(model.encode(unit)) for unit in units)
+    length = statistics.median(model.encode(unit).length for unit in units)
     title = f"{len(units)} responses of {length:.0f} tokens (median), {weights:.2g} M weights, float32"
     return title, *in_turn(repeats, single, batched)
 

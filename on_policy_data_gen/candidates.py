@@ -1,73 +1,140 @@
 """The prompts with their candidate responses, and off-policy responses to put beside them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from simpo.console import UserError
-from simpo.files import read_list, read_rows
+from conversations import Prompt, check_unicode, prompt_text, read_prompt
+from simpo.console import UserError, warn
+from simpo.files import read_list
+
+NAMED = 3  # rows left out that a warning names
 
 
 def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
-    """Read rows of {prompt, all_generated_responses}; other fields are left out.
+    """Read rows of {prompt, all_generated_responses} and, where the file has them, finish_reasons.
+
+    Rows of the same prompt become one. Rows and responses that cannot be scored are left out, with a warning.
 
     Raises:
-        UserError: not such a file, a prompt is empty or comes twice, or has fewer than two responses.
+        UserError: not such a file, or no row is left.
     """
-    fields = {"prompt": str, "all_generated_responses": list}
-    rows, seen = [], set()
-    for number, row in enumerate(read_rows(path, key, fields)):
-        prompt, responses = row["prompt"], row["all_generated_responses"]
-        where = f"{key}: {path}, row {number}"
-        if not prompt.strip() or prompt in seen:
-            raise UserError(f"{where}: the prompt is {'repeated' if prompt in seen else 'empty'}; remove the row")
-        if len(responses) < 2 or not all(isinstance(response, str) for response in responses):
-            raise UserError(f"{where}: all_generated_responses must hold two texts or more")
-        seen.add(prompt)
-        rows.append({"prompt": prompt, "all_generated_responses": list(responses)})
+    rows: dict[Prompt, dict[str, Any]] = {}
+    left_out, merged = [], 0
+    for place, item in read_list(path, key):
+        try:
+            row = read_row(item)
+        except ValueError as error:
+            left_out.append(f"{place}: {error}")
+            continue
+        if known := rows.get(row["prompt"]):
+            merged += 1
+            known["all_generated_responses"] += row["all_generated_responses"]
+            if "finish_reasons" in known:
+                known["finish_reasons"] += row.get("finish_reasons", [None] * len(row["all_generated_responses"]))
+        else:
+            rows[row["prompt"]] = row
     if not rows:
-        raise UserError(f"{key}: {path} holds no rows")
-    return rows
+        raise UserError(f"{key}: {path} holds no rows to use" + (f" ({left_out[0]})" if left_out else ""))
+    if left_out:
+        more = "; ..." if len(left_out) > NAMED else ""
+        warn(f"{key}: {path}: {len(left_out)} rows left out ({'; '.join(left_out[:NAMED])}{more})")
+    if merged:
+        warn(f"{key}: {path}: {merged} rows repeat a prompt: their responses are put together")
+    return list(rows.values())
 
 
-def add_responses(rows: list[dict[str, Any]], path: Path) -> int:
+def read_row(row: Any) -> dict[str, Any]:
+    """Raises ValueError, saying why, for a row without a prompt and two responses to it."""
+    if not isinstance(row, dict) or not {"prompt", "all_generated_responses"} <= row.keys():
+        raise ValueError("must be an object with prompt and all_generated_responses")
+    try:
+        prompt = read_prompt(row["prompt"])
+    except ValueError as error:
+        raise ValueError(f"the prompt {error}") from error
+    responses = row["all_generated_responses"] if isinstance(row["all_generated_responses"], list) else []
+    reasons = row.get("finish_reasons")
+    if not isinstance(reasons, list) or len(reasons) != len(responses):
+        reasons = None
+    good = [i for i, response in enumerate(responses) if is_text(response)]
+    if len(good) < 2:
+        raise ValueError("all_generated_responses must hold two texts or more")
+    read: dict[str, Any] = {"prompt": prompt, "all_generated_responses": [responses[i] for i in good]}
+    if reasons is not None:
+        read["finish_reasons"] = [reasons[i] for i in good]
+    return read
+
+
+def is_text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        check_unicode(value)
+    except ValueError:
+        return False
+    return True
+
+
+def add_responses(rows: list[dict[str, Any]], path: Path) -> Counter[str]:
     """Add the file's responses to the candidates of the same prompt, in place (WPO's hybrid setting).
 
-    A row of the file has `prompt` and either `all_generated_responses`, or `chosen` and `rejected` as text or as
-    messages, of which the last is the response. Responses that are there already are not added again.
+    A row of the file has `prompt` (or the conversation in `chosen`) and either `all_generated_responses`, or `chosen`
+    and `rejected` as text or as messages, of which the last is the response. Responses that are there already are not
+    added again; rows of neither form are left out.
 
     Returns:
-        How many responses were added.
+        How many responses were added, and how many rows were left out.
 
     Raises:
-        UserError: a row has neither form, or no prompt of the file is among the candidates.
+        UserError: no prompt of the file is among the candidates.
     """
-    extra: dict[str, list[str]] = defaultdict(list)
+    extra: dict[Prompt, list[str]] = defaultdict(list)
+    bad = []
     for place, row in read_list(path, "extra_responses"):
-        responses = responses_of(row) if isinstance(row, dict) and isinstance(row.get("prompt"), str) else None
-        if responses is None:
-            raise UserError(
-                f"extra_responses: {path}, {place}: needs a prompt (text), and either all_generated_responses (texts) "
-                "or chosen and rejected (texts or messages)"
-            )
-        extra[row["prompt"]] += responses
+        try:
+            prompt, responses = read_extra(row)
+            extra[prompt] += responses
+        except ValueError as error:
+            bad.append(f"{place}: {error}")
     if not extra.keys() & {row["prompt"] for row in rows}:
-        raise UserError(f"extra_responses: no prompt of {path} is among the prompts to annotate")
-    added = 0
+        why = f" ({bad[0]})" if bad else ""
+        raise UserError(f"extra_responses: no prompt of {path} is among the prompts to annotate{why}")
+    counts = Counter({"extra responses added": 0})
     for row in rows:
         for response in dict.fromkeys(extra.get(row["prompt"], [])):
             if response not in row["all_generated_responses"]:
                 row["all_generated_responses"].append(response)
-                added += 1
-    return added
+                if "finish_reasons" in row:
+                    row["finish_reasons"].append(None)
+                counts["extra responses added"] += 1
+    if bad:
+        counts["extra_responses rows left out"] = len(bad)
+        warn(f"extra_responses: {path}: {len(bad)} rows left out, such as {bad[0]}")
+    return counts
 
 
-def responses_of(row: dict[str, Any]) -> list[str] | None:
-    """The responses of a row in either form; None when it has neither."""
+def read_extra(row: Any) -> tuple[Prompt, list[str]]:
+    """The prompt and the responses of a row in either form.
+
+    Raises:
+        ValueError: it has neither form.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("must be an object")
+    prompt = read_prompt(row.get("prompt", row.get("chosen")))
     responses = row.get("all_generated_responses")
     if responses is None:
         sides = (row.get("chosen"), row.get("rejected"))  # texts, or lists of messages
         responses = [
             s[-1].get("content") if isinstance(s, list) and s and isinstance(s[-1], dict) else s for s in sides
         ]
-    return responses if isinstance(responses, list) and all(isinstance(r, str) for r in responses) else None
+    if not isinstance(responses, list) or not all(map(is_text, responses)):
+        raise ValueError(
+            "needs a prompt, and either all_generated_responses (texts) or chosen and rejected (texts or messages)"
+        )
+    return prompt, responses
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The beginning of a row's prompt, for messages."""
+    return repr(prompt_text(row["prompt"])[:60])

@@ -6,33 +6,48 @@
 
 Writes to output_dir:
     output_{seed}.json    one row per prompt, sorted by prompt: {prompt, format_prompt (the prompt as the model saw it),
-                          generated_text, finish_reason ("stop", or "length" when cut), num_tokens (of the response)}
-    skipped_prompts.json  prompts that leave no room in max_model_len: {prompt, num_tokens}
+                          generated_text, finish_reason ("stop", or "length" when cut), num_tokens (of the response)};
+                          the prompt is a text, or a list of messages where there are several
+    skipped_prompts.json  prompts that leave no room in max_model_len, or that the template refuses: {prompt, reason,
+                          num_tokens}
     decode_settings.json  what the folder's responses are made with; another model, template or sampling is refused
-    journal/              responses of a run that has not ended; the same command continues from them
+    journal/              responses of a run that has not ended; the same command continues from them. Responses to
+                          prompts that have left the data, too
 
 All seeds run in one engine. Each request samples with its own noise, derived from (seed, prompt); the original gave
 every prompt of a seed the same noise (`--shared_seed`).
 """
 
+import math
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from conversations import Prompt, prompt_text, to_json, to_messages
+from decoded import (
+    FIELDS,
+    SKIPPED,
+    Done,
+    finished_responses,
+    has_output,
+    read_skipped,
+    skipped_row,
+    write_outputs,
+    write_skipped,
+)
 from prompts import load_prompts
 from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.engine.vllm import Request, context_length, engine_settings, generate, noise_seed, start_engine
-from simpo.files import read_rows, weights_digest, write_json
+from simpo.files import weights_digest
 from simpo.folder import Journal, check_settings, lock_folder, recorded_settings
 
 SETTINGS = "decode_settings.json"
-SKIPPED = "skipped_prompts.json"
-OUTPUT_FIELDS = {"prompt": str, "format_prompt": str, "generated_text": str, "finish_reason": str, "num_tokens": int}
 
 
 @dataclass
@@ -41,7 +56,7 @@ class DecodeArguments:
 
     data_dir: str = field(
         default="HuggingFaceH4/ultrafeedback_binarized",
-        metadata={"help": "Prompts: hub name, local folder, or a .jsonl, .json, .parquet or .csv file."},
+        metadata={"help": "Prompts: hub name, local folder, or a .jsonl, .json, .csv or .parquet file (.gz too)."},
     )
     model: str = field(default="google/gemma-2-9b-it", metadata={"help": "Hub name or folder."})
     temperature: float = field(default=0.8, metadata={"help": "0: always the likeliest token."})
@@ -50,7 +65,9 @@ class DecodeArguments:
     seed: list[int] = field(default_factory=lambda: [42], metadata={"help": "One or more seeds: one output file each."})
     output_dir: str = field(default="datasets/gemma2_ultrafeedback", metadata={"help": "Folder of the output files."})
     split: str = field(default="train_prefs", metadata={"help": "Split to read, when data_dir is not a file."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
+    prompt_column: str = field(
+        default="prompt", metadata={"help": "Column that holds the prompts: texts, or conversations."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Answer the first so many prompts only."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share one engine."})
     data_parallel_size: int = field(default=1, metadata={"help": "Engines, each with its share of the prompts."})
@@ -73,18 +90,22 @@ class DecodeArguments:
     )
     shared_seed: bool = field(default=False, metadata={"help": "The original's seeding: one noise for all prompts."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    retry_failed: bool = field(default=False, metadata={"help": "Try the prompts in skipped_prompts.json again."})
+    dry_run: bool = field(default=False, metadata={"help": "Read the prompts and the tokenizer, and stop there."})
 
     def __post_init__(self):
         if len(set(self.seed)) < len(self.seed) or not self.seed:
             raise UserError(f"seed: {self.seed}: give each seed once")
-        if any(seed < 0 for seed in self.seed):
-            raise UserError(f"seed: {self.seed}: seeds must not be negative")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not all(0 <= seed < 2**63 for seed in self.seed):
+            raise UserError(f"seed: {self.seed}: seeds must be at least 0 and below 2^63")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature}, {self.top_p}")
+        if self.temperature == 0 and len(self.seed) > 1:
+            raise UserError("temperature 0 gives the same answers under every seed: give one seed, or a temperature")
         for name in ("max_tokens", "limit", "tensor_parallel_size", "data_parallel_size", "max_model_len"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: must be at least 1, got {value}")
+            if value is not None and not 1 <= value < 2**31:
+                raise UserError(f"{name}: must be at least 1 and below 2^31, got {value}")
 
 
 @command
@@ -92,11 +113,14 @@ def main() -> None:
     args = H4ArgumentParser(DecodeArguments).parse()
     prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit)
     tokenizer = load_tokenizer(args)
+    if args.dry_run:
+        say(f"{args.data_dir}: {len(prompts)} prompts (dry_run: nothing is answered)")
+        return
     with lock_folder(Path(args.output_dir)):
         decode(args, prompts, tokenizer)
 
 
-def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
+def decode(args: DecodeArguments, prompts: list[Prompt], tokenizer: Any) -> None:
     """Answer what earlier runs left, then write each seed's file."""
     folder = Path(args.output_dir)
     started = has_output(folder)
@@ -104,12 +128,14 @@ def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
     if not started:
         (folder / SKIPPED).unlink(missing_ok=True)  # of other settings, perhaps
     done = finished_responses(folder, args.seed)
-    skipped = {row["prompt"] for row in read_skipped(folder)}
+    skipped = {} if args.retry_failed else read_skipped(folder)
     pending = [prompt for prompt in prompts if prompt not in skipped and any(prompt not in done[s] for s in args.seed)]
     finished = sum(prompt in done[seed] for prompt in prompts for seed in args.seed)
     say(f"{len(prompts)} prompts x {len(args.seed)} seeds: {finished} responses done before")
     if pending:
-        formatted = format_prompts(tokenizer, pending)
+        formatted, refused = format_prompts(tokenizer, pending)
+        if refused and not formatted and not finished:
+            raise UserError(f"chat_template: every prompt is refused: {next(iter(refused.values()))['reason']}")
         engine = engine_settings(
             args.model,
             args.dtype,
@@ -118,14 +144,15 @@ def decode(args: DecodeArguments, prompts: list[str], tokenizer: Any) -> None:
             args.attention_backend or os.environ.get("VLLM_ATTENTION_BACKEND"),
             args.trust_remote_code,
         )
-        formatted = skip_long_prompts(folder, formatted, context_length(engine))
+        refused |= too_long(formatted, context_length(engine))
+        report_refused(refused, folder)
+        skipped |= refused
+        write_skipped(folder, prompts, skipped)
+        formatted = {prompt: value for prompt, value in formatted.items() if prompt not in refused}
         if requests := make_requests(args, formatted, done):
             run_engines(args, engine, requests, formatted)
-        done = finished_responses(folder, args.seed)
-    for seed in args.seed:
-        write_json(folder / f"output_{seed}.json", [done[seed][prompt] for prompt in sorted(done[seed])])
-        Journal.remove(folder, f"output_{seed}.*.jsonl")
-        say(f"{folder / f'output_{seed}.json'}: {len(done[seed])} responses")
+    write_skipped(folder, prompts, skipped)
+    write_outputs(folder, [prompt for prompt in prompts if prompt not in skipped], args.seed)
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:
@@ -158,60 +185,51 @@ def settings_of(args: DecodeArguments, chat_template: str) -> dict[str, Any]:
     }
 
 
-def has_output(folder: Path) -> bool:
-    return any(folder.glob("output_*.json")) or any(Journal.read(folder, "output_*.jsonl"))
+def format_prompts(
+    tokenizer: Any, prompts: list[Prompt]
+) -> tuple[dict[Prompt, tuple[str, list[int]]], dict[Prompt, dict[str, Any]]]:
+    """Each prompt with the template: its text, and its token ids with exactly one BOS. And the refused ones' rows."""
+    from jinja2 import TemplateError
 
-
-def finished_responses(folder: Path, seeds: list[int]) -> dict[int, dict[str, dict[str, Any]]]:
-    """Rows that earlier runs finished, by seed and prompt: of the final files and of the journals."""
-    done: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed in seeds:
-        path = folder / f"output_{seed}.json"
-        rows = read_rows(path, "output_dir", OUTPUT_FIELDS) if path.is_file() else []
-        done[seed] = {row["prompt"]: row for row in [*rows, *Journal.read(folder, f"output_{seed}.*.jsonl")]}
-    return done
-
-
-def read_skipped(folder: Path) -> list[dict[str, Any]]:
-    path = folder / SKIPPED
-    return read_rows(path, "output_dir", {"prompt": str, "num_tokens": int}) if path.is_file() else []
-
-
-def format_prompts(tokenizer: Any, prompts: list[str]) -> dict[str, tuple[str, list[int]]]:
-    """Each prompt as one user message: its text with the template, and its token ids with exactly one BOS."""
     from simpo.chat.ids import ContentGuard, chat_ids, with_one_bos
 
-    guard, formatted = ContentGuard(tokenizer), {}
+    guard, formatted, refused = ContentGuard(tokenizer), {}, {}
     for prompt in prompts:
-        text, ids = chat_ids(guard, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-        formatted[prompt] = text, with_one_bos(ids, tokenizer.bos_token_id)
-    return formatted
+        try:
+            text, ids = chat_ids(guard, to_messages(prompt), add_generation_prompt=True)
+            formatted[prompt] = text, with_one_bos(ids, tokenizer.bos_token_id)
+        except (UserError, TemplateError) as error:
+            refused[prompt] = skipped_row(prompt, str(error))
+    return formatted, refused
 
 
-def skip_long_prompts(
-    folder: Path, formatted: dict[str, tuple[str, list[int]]], max_model_len: int
-) -> dict[str, tuple[str, list[int]]]:
-    """Leave out prompts without room for a response of one token; say how many, and list them in a file."""
-    too_long = {prompt: len(ids) for prompt, (_, ids) in formatted.items() if len(ids) >= max_model_len}
-    if too_long:
-        rows = read_skipped(folder) + [{"prompt": p, "num_tokens": n} for p, n in too_long.items()]
-        write_json(folder / SKIPPED, rows)
-        warn(
-            f"{len(too_long)} prompts skipped: too long for max_model_len {max_model_len} "
-            f"(the longest has {max(too_long.values())} tokens); listed in {folder / SKIPPED}"
-        )
-    return {prompt: value for prompt, value in formatted.items() if prompt not in too_long}
+def too_long(formatted: dict[Prompt, tuple[str, list[int]]], max_model_len: int) -> dict[Prompt, dict[str, Any]]:
+    """Rows of the prompts without room for a response of one token."""
+    reason = f"too long for max_model_len {max_model_len}"
+    return {p: skipped_row(p, reason, len(ids)) for p, (_, ids) in formatted.items() if len(ids) >= max_model_len}
+
+
+def report_refused(refused: dict[Prompt, dict[str, Any]], folder: Path) -> None:
+    for reason, count in Counter(row["reason"] for row in refused.values()).items():
+        longest = max((row["num_tokens"] or 0 for row in refused.values() if row["reason"] == reason), default=0)
+        tokens = f" (the longest has {longest} tokens)" if longest else ""
+        warn(f"{count} prompts skipped: {reason}{tokens}; listed in {folder / SKIPPED}")
 
 
 def make_requests(
     args: DecodeArguments,
-    formatted: dict[str, tuple[str, list[int]]],
-    done: dict[int, dict[str, dict[str, Any]]],
+    formatted: dict[Prompt, tuple[str, list[int]]],
+    done: Done,
 ) -> list[Request]:
     """What is missing, all seeds of a prompt together, so that the engine computes their prompt once."""
     sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "max_tokens")}
+
+    def request(seed: int, prompt: Prompt, ids: list[int]) -> Request:
+        noise = seed if args.shared_seed else noise_seed(seed, prompt_text(prompt))
+        return Request((seed, prompt), ids, sampling | {"seed": noise})
+
     return [
-        Request((seed, prompt), ids, sampling | {"seed": seed if args.shared_seed else noise_seed(seed, prompt)})
+        request(seed, prompt, ids)
         for prompt, (_, ids) in formatted.items()
         for seed in args.seed
         if prompt not in done[seed]
@@ -222,7 +240,7 @@ def run_engines(
     args: DecodeArguments,
     engine: dict[str, Any],
     requests: list[Request],
-    formatted: dict[str, tuple[str, list[int]]],
+    formatted: dict[Prompt, tuple[str, list[int]]],
 ) -> None:
     """Run one engine here, or data_parallel_size engines in processes of their own.
 
@@ -271,7 +289,7 @@ def run_child(*job: Any) -> None:
 
 
 def run_engine(
-    rank: int, args: DecodeArguments, engine: dict[str, Any], requests: list[Request], texts: dict[str, str]
+    rank: int, args: DecodeArguments, engine: dict[str, Any], requests: list[Request], texts: dict[Prompt, str]
 ) -> None:
     """Answer the requests; append each response to its seed's journal as it finishes."""
     from tqdm import tqdm
@@ -281,8 +299,8 @@ def run_engine(
     with tqdm(total=len(requests), desc=f"engine {rank}", unit="response", position=rank, smoothing=0) as bar:
         for response in generate(llm, requests):
             seed, prompt = response.key
-            values = (prompt, texts[prompt], response.text, response.finish_reason, response.num_tokens)
-            journals[seed].append(dict(zip(OUTPUT_FIELDS, values, strict=True)))
+            answer = (response.text, response.finish_reason, response.num_tokens)
+            journals[seed].append(dict(zip(FIELDS, (to_json(prompt), texts[prompt], *answer), strict=True)))
             tokens += response.num_tokens
             bar.update()
             bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)

@@ -1,9 +1,23 @@
-"""Which of a prompt's responses become the chosen and the rejected one. Pure functions of the scores."""
+"""Which of a prompt's responses become the chosen and the rejected one: pure functions of the scores.
+
+To add a rule, write a function here with the decorator `pair_rule`; `--pair_selection` finds it by its name.
+"""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+
+class Candidates(NamedTuple):
+    """What a rule chooses from: the responses to one prompt."""
+
+    scores: Sequence[float]
+    """One per response, higher is better."""
+    lengths: Sequence[int]
+    """Of the responses, in any one unit (annotate passes characters)."""
+    rng: random.Random
+    """The source of chance, seeded by the caller."""
 
 
 class Pair(NamedTuple):
@@ -14,80 +28,67 @@ class Pair(NamedTuple):
     margin: float
 
 
-def max_min(scores: Sequence[float]) -> Pair | None:
+PairRule = Callable[[Candidates], Pair | None]
+PAIR_RULES: dict[str, PairRule] = {}
+
+
+def pair_rule(choose: Callable[[Candidates], tuple[int, int]]) -> PairRule:
+    """Decorator: make a rule of a function that returns the positions (chosen, rejected).
+
+    The rule returns None where the two have the same score, which states no preference. It raises ValueError for fewer
+    than two scores, one that is not finite, or lengths that do not match.
+    """
+
+    def rule(candidates: Candidates) -> Pair | None:
+        scores = candidates.scores
+        if len(scores) < 2:
+            raise ValueError(f"a pair needs two scores or more, got {len(scores)}")
+        if len(candidates.lengths) != len(scores):
+            raise ValueError(f"{len(scores)} scores but {len(candidates.lengths)} lengths")
+        if bad := [i for i, score in enumerate(scores) if not math.isfinite(score)]:
+            raise ValueError(f"score {bad[0]} is {scores[bad[0]]}")
+        if min(scores) == max(scores):
+            return None
+        chosen, rejected = choose(candidates)
+        margin = scores[chosen] - scores[rejected]
+        return Pair(chosen, rejected, margin) if margin > 0 else None
+
+    rule.__doc__, rule.__name__ = choose.__doc__, choose.__name__
+    PAIR_RULES[choose.__name__] = rule
+    return rule
+
+
+@pair_rule
+def max_min(candidates: Candidates) -> tuple[int, int]:
     """The highest score against the lowest; of equal scores the first one wins, in both places.
 
     The rule of SimPO (Meng et al. 2024, section 3, "Instruct" setup) and of WPO with ArmoRM.
-
-    Args:
-        scores: one per response, higher is better.
-
-    Returns:
-        The pair, or None when all scores are equal: no preference.
-
-    Raises:
-        ValueError: fewer than two scores, or one that is not finite.
     """
-    check_scores(scores)
-    return make_pair(scores, scores.index(max(scores)), scores.index(min(scores)))
+    scores = candidates.scores
+    return scores.index(max(scores)), scores.index(min(scores))
 
 
-def wpo_v2(scores: Sequence[float], lengths: Sequence[int]) -> Pair | None:
+@pair_rule
+def wpo_v2(candidates: Candidates) -> tuple[int, int]:
     """The highest score against the lowest, ties broken by length, as in the second data release of WPO.
 
     Chosen: of the highest scores, the shortest response. Rejected: of the lowest scores, the response whose length is
     closest to the chosen one's. What is still tied goes to the first. (Zhou et al. 2024, code release, v2.)
-
-    Args:
-        scores: one per response, higher is better.
-        lengths: of the responses, in any one unit (annotate passes characters).
-
-    Returns:
-        The pair, or None when all scores are equal.
-
-    Raises:
-        ValueError: fewer than two scores, one that is not finite, or as many lengths as scores are not given.
     """
-    check_scores(scores)
-    if len(lengths) != len(scores):
-        raise ValueError(f"{len(scores)} scores but {len(lengths)} lengths")
-    positions = range(len(scores))
-    chosen = min((i for i in positions if scores[i] == max(scores)), key=lambda i: lengths[i])
-    lowest = (i for i in positions if scores[i] == min(scores))
-    rejected = min(lowest, key=lambda i: abs(lengths[i] - lengths[chosen]))
-    return make_pair(scores, chosen, rejected)
+    scores, lengths, _ = candidates
+    best, worst = max(scores), min(scores)
+    chosen = min((i for i, score in enumerate(scores) if score == best), key=lambda i: lengths[i])
+    lowest = (i for i, score in enumerate(scores) if score == worst)
+    return chosen, min(lowest, key=lambda i: abs(lengths[i] - lengths[chosen]))
 
 
-def random_rejected(scores: Sequence[float], rng: random.Random) -> Pair | None:
+@pair_rule
+def random_rejected(candidates: Candidates) -> tuple[int, int]:
     """The highest score (the first, of equal ones) against a random response with a lower one.
 
     The rule of WPO's first data release (Zhou et al. 2024): any other response. Those that tie with the chosen one
     are left out, because such a pair states no preference.
-
-    Args:
-        scores: one per response, higher is better.
-        rng: the source of chance; the caller seeds it.
-
-    Returns:
-        The pair, or None when all scores are equal.
-
-    Raises:
-        ValueError: fewer than two scores, or one that is not finite.
     """
-    check_scores(scores)
+    scores = candidates.scores
     chosen = scores.index(max(scores))
-    lower = [i for i, score in enumerate(scores) if score < scores[chosen]]
-    return make_pair(scores, chosen, rng.choice(lower)) if lower else None
-
-
-def check_scores(scores: Sequence[float]) -> None:
-    """Raises ValueError: fewer than two scores, or one that is NaN or infinite."""
-    if len(scores) < 2:
-        raise ValueError(f"a pair needs two scores or more, got {len(scores)}")
-    if bad := [i for i, score in enumerate(scores) if not math.isfinite(score)]:
-        raise ValueError(f"score {bad[0]} is {scores[bad[0]]}")
-
-
-def make_pair(scores: Sequence[float], chosen: int, rejected: int) -> Pair | None:
-    margin = scores[chosen] - scores[rejected]
-    return Pair(chosen, rejected, margin) if margin > 0 else None
+    return chosen, candidates.rng.choice([i for i, score in enumerate(scores) if score < scores[chosen]])

@@ -4,9 +4,10 @@
     python post_process.py --generation_file_dir datasets/gemma2_ultrafeedback --drop_truncated
 
 Reads generation_file_dir/output_{seed}.json (decode.py's; of the original's files, too) and writes there:
-    all_outputs.json    one row per prompt, sorted by prompt: {prompt, all_generated_responses (in the seeds' order)}
+    all_outputs.json    one row per prompt, sorted by prompt: {prompt, all_generated_responses (in the seeds' order)};
+                        where a response was cut, also finish_reasons ("stop", "length"; null: not known)
 
-Prompts whose responses are all identical are dropped: they make no pair.
+Prompts whose responses are all identical are dropped: they make no pair. Rows that cannot be read are left out.
 """
 
 import re
@@ -15,12 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conversations import Prompt, check_unicode, prompt_text, read_prompt, to_json
 from simpo.config import H4ArgumentParser
-from simpo.console import UserError, command, say
-from simpo.files import read_rows, write_json
+from simpo.console import UserError, command, say, warn
+from simpo.files import read_list, write_json
 from simpo.folder import lock_folder
+from truncation import is_cut, warn_of_cut
 
-FIELDS = {"prompt": str, "generated_text": str}
+SeedRows = dict[Prompt, dict[str, Any] | None]
+"""One seed's rows by prompt; None: its response cannot be used."""
+
+
+CUT = "responses cut at their longest length"
 
 
 @dataclass
@@ -31,7 +38,8 @@ class PostProcessArguments:
         default="datasets/gemma2_ultrafeedback", metadata={"help": "Folder with output_{seed}.json files."}
     )
     drop_truncated: bool = field(
-        default=False, metadata={"help": "Leave out responses that max_tokens cut (finish_reason length)."}
+        default=False,
+        metadata={"help": "Leave out responses that were cut (finish_reason length), or end in their thoughts."},
     )
     allow_missing: bool = field(
         default=False, metadata={"help": "Go on when a seed lacks prompts, with the responses there are."}
@@ -52,6 +60,8 @@ def main() -> None:
     with lock_folder(folder):
         write_json(folder / "all_outputs.json", joined)
     say(f"{folder / 'all_outputs.json'}: seeds {', '.join(map(str, files))}; {describe(counts)}")
+    if not args.drop_truncated:
+        warn_of_cut(counts[CUT], counts["responses"])
 
 
 def seed_files(folder: Path) -> dict[int, Path]:
@@ -76,25 +86,55 @@ def seed_files(folder: Path) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
-def read_seed(path: Path, need_finish_reason: bool) -> dict[str, dict[str, Any]]:
-    """Read one seed's rows by prompt.
+def read_seed(path: Path, need_finish_reason: bool) -> SeedRows:
+    """Read one seed's rows by prompt. Rows that cannot be used are left out, with a warning; so are repeated prompts.
 
     Raises:
-        UserError: not JSON, a field is missing, or a prompt is empty or comes twice.
+        UserError: not JSON, or no row can be used.
     """
-    fields = FIELDS | ({"finish_reason": str} if need_finish_reason else {})
-    rows: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(read_rows(path, "generation_file_dir", fields)):
-        where = f"generation_file_dir: {path}, row {number}"
-        if not row["prompt"].strip():
-            raise UserError(f"{where}: the prompt is empty; remove the row")
-        if row["prompt"] in rows:
-            raise UserError(f"{where}: repeats a prompt: {row['prompt'][:60]!r}; remove one")
-        rows[row["prompt"]] = row
+    rows: SeedRows = {}
+    left_out, repeated = [], []
+    for place, row in read_list(path, "generation_file_dir"):
+        prompt = None
+        try:
+            prompt = read_row_prompt(row)
+            if rows.get(prompt) is not None:
+                repeated.append(place)
+                continue
+            rows[prompt] = None
+            check_response(row, need_finish_reason)
+            rows[prompt] = row
+        except ValueError as error:
+            left_out.append(f"{place}: {error}")
+    where = f"generation_file_dir: {path}"
+    if left_out and not any(rows.values()):
+        raise UserError(f"{where}, {left_out[0]}")
+    if left_out:
+        warn(f"{where}: {len(left_out)} rows left out, such as {left_out[0]}")
+    if repeated:
+        warn(f"{where}: {len(repeated)} rows repeat a prompt, such as {repeated[0]}: the first response of each counts")
     return rows
 
 
-def check_same_prompts(files: dict[int, Path], rows: dict[int, dict[str, Any]]) -> None:
+def read_row_prompt(row: Any) -> Prompt:
+    """Raises ValueError, saying why, for what is no row or has no prompt."""
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise ValueError("must be an object with prompt and generated_text")
+    try:
+        return read_prompt(row["prompt"])
+    except ValueError as error:
+        raise ValueError(f"the prompt {error}") from error
+
+
+def check_response(row: dict[str, Any], need_finish_reason: bool) -> None:
+    """Raises ValueError, saying why, for a row whose response cannot be used."""
+    for name in ("generated_text", "finish_reason") if need_finish_reason else ("generated_text",):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{name} is {type(row.get(name)).__name__}, must be str")
+    check_unicode(row["generated_text"])
+
+
+def check_same_prompts(files: dict[int, Path], rows: dict[int, SeedRows]) -> None:
     """Every seed must have answered the same prompts.
 
     Raises:
@@ -102,7 +142,7 @@ def check_same_prompts(files: dict[int, Path], rows: dict[int, dict[str, Any]]) 
     """
     everything = set().union(*rows.values())
     for seed, path in files.items():
-        if missing := sorted(everything - rows[seed].keys()):
+        if missing := sorted(map(prompt_text, everything - rows[seed].keys())):
             raise UserError(
                 f"generation_file_dir: {path} lacks {len(missing)} of the {len(everything)} prompts of the seeds "
                 f"together, such as {missing[0][:60]!r}; decode them, or pass --allow_missing"
@@ -110,25 +150,27 @@ def check_same_prompts(files: dict[int, Path], rows: dict[int, dict[str, Any]]) 
 
 
 def join_by_prompt(
-    rows: dict[int, dict[str, dict[str, Any]]], drop_truncated: bool = False
+    rows: dict[int, SeedRows], drop_truncated: bool = False
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Join the seeds' rows by prompt and drop the prompts that make no pair.
 
     Args:
-        rows: by seed, in the order that the responses are to have: {prompt: {generated_text, finish_reason}}.
+        rows: by seed, in the order that the responses are to have.
 
     Returns:
         The rows of all_outputs.json, and counts of prompts and responses by what became of them.
     """
     joined, counts = [], Counter()
-    for prompt in sorted(set().union(*rows.values())):
-        answers = [rows[seed][prompt] for seed in rows if prompt in rows[seed]]
+    for prompt in sorted(set().union(*rows.values()), key=prompt_text):
+        answers = [row for seed in rows if (row := rows[seed].get(prompt)) is not None]
         counts["prompts"] += 1
+        counts["responses"] += len(answers)
         counts["responses missing from a seed"] += len(rows) - len(answers)
+        cut = [is_cut(answer) for answer in answers]
+        counts[CUT] += sum(cut)
         if drop_truncated:
-            whole = [answer for answer in answers if answer["finish_reason"] != "length"]
-            counts["truncated responses dropped"] += len(answers) - len(whole)
-            answers = whole
+            answers = [answer for answer, is_short in zip(answers, cut, strict=True) if not is_short]
+            counts["truncated responses dropped"] += sum(cut)
         responses = [answer["generated_text"] for answer in answers]
         if len(responses) < 2:
             counts["prompts dropped: fewer than two responses left"] += 1
@@ -136,7 +178,10 @@ def join_by_prompt(
             counts["prompts dropped: all responses identical"] += 1
         else:
             counts["prompts kept"] += 1
-            joined.append({"prompt": prompt, "all_generated_responses": responses})
+            row = {"prompt": to_json(prompt), "all_generated_responses": responses}
+            if any(map(is_cut, answers)):
+                row["finish_reasons"] = ["length" if is_cut(a) else a.get("finish_reason") for a in answers]
+            joined.append(row)
     return joined, counts
 
 

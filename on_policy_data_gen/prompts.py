@@ -1,55 +1,56 @@
 """The prompts to answer: from the hub, a folder, a file, or a plain list."""
 
+import csv
+import gzip
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from simpo.console import UserError
+from conversations import Prompt, prompt_text, read_prompt
+from simpo.console import UserError, say, warn
 from simpo.files import read_list
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+SUFFIXES = tuple(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
+CONVERSATIONS = ("messages", "chosen")  # columns that hold the prompt as well, where there is no column `prompt`
+LIKELY = ("instruction", "question", "query", "input", "text", "conversation", "conversations", "messages", "chosen")
+NAMED = 3  # bad rows that a warning names
 
 
-def load_prompts(data_dir: str, split: str, column: str, limit: int | None = None) -> list[str]:
-    """Return the distinct prompts, sorted (the first `limit` of them).
+def load_prompts(data_dir: str, split: str, column: str, limit: int | None = None) -> list[Prompt]:
+    """Return the distinct prompts, sorted (the first `limit` of them), as the original does.
 
-    A preference dataset has a row per pair, so the same prompt may come again there. In a list of prompts a repeated
-    one is a mistake.
+    How many rows repeat a prompt is said. Rows without a prompt are left out, with a warning.
 
     Args:
-        data_dir: hub name or local folder (`split` applies), a .parquet or .csv file, or a .json or .jsonl file of
-            objects or of plain strings.
+        data_dir: hub name or local folder (`split` applies), or a .json, .jsonl, .csv or .parquet file, possibly with
+            .gz; .json and .jsonl hold objects or plain strings.
+        column: holds texts, or conversations (the answers at their end are left out). Data without a column `prompt`
+            may have the conversations in `messages` or `chosen`.
 
     Raises:
-        UserError: no such data, split or column; a prompt is empty, no text, or repeated.
+        UserError: no such data, split or column; or no prompt is left.
     """
-    columns, prompts = read_prompts(data_dir, split, column)
-    may_repeat = "chosen" in columns or "messages" in columns
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts):
-        where = f"data_dir: {data_dir}, row {number}"
-        if problem := prompt_problem(prompt):
-            raise UserError(f"{where}: {column} {problem}")
-        if prompt in seen and not may_repeat:
-            raise UserError(f"{where}: repeats the {column} of row {seen[prompt]}; remove one")
-        seen.setdefault(prompt, number)
+    values = read_prompts(data_dir, split, column)
+    seen: Counter[Prompt] = Counter()
+    bad = []
+    for number, value in enumerate(values):
+        try:
+            seen[read_prompt(value)] += 1
+        except ValueError as error:
+            bad.append(f"row {number}: {column} {error}")
     if not seen:
-        raise UserError(f"data_dir: {data_dir} holds no prompts")
-    return sorted(seen)[:limit]
+        raise UserError(f"data_dir: {data_dir} holds no prompts" + (f" ({bad[0]})" if bad else ""))
+    if bad:
+        more = "; ..." if len(bad) > NAMED else ""
+        warn(f"data_dir: {data_dir}: {len(bad)} rows left out ({'; '.join(bad[:NAMED])}{more})")
+    if repeats := sum(seen.values()) - len(seen):
+        say(f"{data_dir}: {len(seen)} distinct prompts; {repeats} rows repeat one of them")
+    return sorted(seen, key=prompt_text)[:limit]
 
 
-def prompt_problem(prompt: Any) -> str | None:
-    """Say what is wrong with a prompt; None when nothing is."""
-    if not isinstance(prompt, str):
-        return f"must be text, found {type(prompt).__name__}"
-    if not prompt.strip():
-        return "is empty; remove the row"
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        return "is not valid Unicode text (half of a surrogate pair)"
-    return None
-
-
-def read_prompts(data_dir: str, split: str, column: str) -> tuple[list[str], list[Any]]:
-    """Return the names of the data's columns (none for plain strings) and the values of the prompt column.
+def read_prompts(data_dir: str, split: str, column: str) -> list[Any]:
+    """Return the values of the prompt column.
 
     Raises:
         UserError: the data cannot be read, or has no such column.
@@ -57,38 +58,64 @@ def read_prompts(data_dir: str, split: str, column: str) -> tuple[list[str], lis
     path = Path(data_dir)
     # a folder's file named after the split: the library would read train_prefs.jsonl as the split "train"
     path = next((file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()), path)
-    if path.is_file() and path.suffix in (".json", ".jsonl"):
-        items = [item for _, item in read_list(path, "data_dir")]
-        if all(isinstance(item, str) for item in items):
-            return [], items
-        if not all(isinstance(item, dict) for item in items):
-            raise UserError(f"data_dir: {path} must hold objects with the prompt_column, or plain strings")
-        columns = list(dict.fromkeys(name for item in items for name in item))
-        prompts = [item.get(column) for item in items]
-    else:
-        from simpo.data.load import load_split
+    if path.is_file():
+        rows = read_file(path)
+        if all(isinstance(row, str) for row in rows):
+            return rows
+        columns = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+        column = choose_column(data_dir, columns, column)
+        return [row.get(column) if isinstance(row, dict) else row for row in rows]
+    from simpo.data.load import load_split
 
-        dataset = read_table(path) if path.is_file() else load_split(data_dir, None, split, key="data_dir")
-        columns = dataset.column_names
-        prompts = dataset[column][:] if column in columns else []
-    if column not in columns:
-        raise UserError(f"prompt_column: {data_dir} has no column {column!r} (found: {', '.join(columns)})")
-    return columns, prompts
+    dataset = load_split(data_dir, None, split, key="data_dir")
+    return dataset[choose_column(data_dir, dataset.column_names, column)][:]
 
 
-def read_table(path: Path) -> Any:
-    """Read a .parquet or .csv file as a Dataset.
+def choose_column(data_dir: str, columns: list[str], column: str) -> str:
+    """The column to read: the named one, or one that holds the prompts of conversations.
+
+    Raises:
+        UserError: there is none; names the likely one.
+    """
+    if column in columns:
+        return column
+    if column == "prompt" and (others := [name for name in CONVERSATIONS if name in columns]):
+        say(f"{data_dir}: no column prompt; the prompts are the conversations in {others[0]}, less their last answers")
+        return others[0]
+    likely = [name for name in LIKELY if name in columns] or (columns if len(columns) == 1 else [])
+    hint = f"; --prompt_column {likely[0]}?" if likely else ""
+    raise UserError(f"prompt_column: {data_dir} has no column {column!r} (found: {', '.join(columns)}){hint}")
+
+
+def read_file(path: Path) -> list[Any]:
+    """The rows of a file, or its plain strings.
 
     Raises:
         UserError: another kind of file, or not readable as what its name says.
     """
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    readers = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
-    if path.suffix not in readers:
+    name = path.name.removesuffix(".gz")
+    if not path.name.endswith(SUFFIXES):
         raise UserError(f"data_dir: {path}: a file must be one of {', '.join(SUFFIXES)}")
+    if not name.endswith((".csv", ".parquet")):
+        return [item for _, item in read_list(path, "data_dir")]
     try:
-        return readers[path.suffix](str(path))
-    except (DatasetGenerationError, ValueError) as error:
+        if name.endswith(".csv"):
+            return read_csv(path)
+        import pyarrow.parquet
+
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, ValueError, EOFError, csv.Error) as error:
         raise UserError(f"data_dir: {path} cannot be read: {error}") from error
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """A CSV file's rows; every value is text, "NA" and "null" too."""
+    csv.field_size_limit(sys.maxsize)
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = list(reader)
+    if bad := [number for number, row in enumerate(rows) if None in row]:
+        raise ValueError(f"row {bad[0]} has more fields than the header; texts with commas need quotes")
+    return rows

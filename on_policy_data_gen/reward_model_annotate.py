@@ -5,18 +5,18 @@
     accelerate launch --num_processes 8 reward_model_annotate.py ...      (one process per GPU)
 
 Writes to output_dir:
-    all_outputs_rm.json     {prompt, all_generated_responses, all_rm_scores (same order)} per prompt
+    all_outputs_rm.json     {prompt, all_generated_responses, all_rm_scores (same order; null: no score)} per prompt
     all_outputs_bin.json    the same with chosen and rejected, as [user message, assistant message], without the dropped
-                            prompts. With --test_generation_file, *_rm_test.json and *_bin_test.json for its prompts
+                            prompts; a conversation's pair repeats its messages
+    all_outputs_rm_test.json, all_outputs_bin_test.json    the same for the prompts of --test_generation_file
     datasets/               the rows of all_outputs_bin as train and test splits: dataset_mixer: {this folder: 1.0}
     annotate_summary.txt, annotate_summary.png    what came out
     annotate_settings.json, journal/              which model made the scores, and the scores: a stopped run continues
 """
 
+import difflib
 import hashlib
-import json
 import math
-import os
 import random
 import shutil
 from collections import Counter
@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from candidates import add_responses, read_candidates
-from pair_selection import Pair, max_min, random_rejected, wpo_v2
+from conversations import prompt_text, to_json, to_messages
+from pair_selection import PAIR_RULES, Candidates
 from processes import Processes, joined_processes
+from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say
 from simpo.files import weights_digest, write_json
-from simpo.folder import Journal, check_settings, lock_folder
+from simpo.folder import check_settings, lock_folder
 
 SETTINGS = "annotate_settings.json"
-CHUNK = 1024  # prompts whose units are encoded and sorted by length together
 
 
 @dataclass
@@ -46,7 +47,7 @@ class AnnotateArguments:
     )
     reward_model: str = field(
         default="RLHFlow/ArmoRM-Llama3-8B-v0.1",
-        metadata={"help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder."},
+        metadata={"help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder (see rewards/)."},
     )
     output_dir: str = field(default="datasets/gemma2_ultrafeedback/", metadata={"help": "Folder of the results."})
     torch_dtype: Literal["bfloat16", "float16", "float32"] = field(
@@ -56,9 +57,24 @@ class AnnotateArguments:
         default=None,
         metadata={"help": "Tokens of one forward pass, padding included (16384 on a GPU, 2048 on a CPU)."},
     )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cut prompt and response together to so many tokens; without it, what is too long has no score."
+        },
+    )
+    thinking: Literal["strip", "keep", "fail"] = field(
+        default="strip",
+        metadata={
+            "help": "Responses that begin with a block of thoughts: score what follows it, score the whole, or stop. "
+            "The pairs always hold whole responses."
+        },
+    )
+    retry_failed: bool = field(default=False, metadata={"help": "Try again what an earlier run could not score."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the reward model."})
-    pair_selection: Literal["max_min", "wpo_v2", "random_rejected"] = field(
-        default="max_min", metadata={"help": "Rule that picks chosen and rejected; see pair_selection.py."}
+    pair_selection: str = field(
+        default="max_min",
+        metadata={"help": f"Rule that picks chosen and rejected: {', '.join(PAIR_RULES)} (pair_selection.py)."},
     )
     min_margin: float = field(default=0.0, metadata={"help": "Drop pairs whose scores differ by less."})
     seed: int = field(default=42, metadata={"help": "Of random_rejected."})
@@ -83,24 +99,33 @@ class AnnotateArguments:
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction: must be between 0 and 1, got {self.test_fraction}")
-        if (self.batch_tokens is not None and self.batch_tokens < 1) or self.min_margin < 0:
-            raise UserError("batch_tokens must be at least 1 and min_margin not negative")
+        for name in ("batch_tokens", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
+        if not 0 <= self.min_margin < math.inf:
+            raise UserError(f"min_margin: must be a number of at least 0, got {self.min_margin}")
+        if self.pair_selection not in PAIR_RULES:
+            near = difflib.get_close_matches(self.pair_selection, PAIR_RULES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"pair_selection: there is no {self.pair_selection!r}; {hint}({', '.join(PAIR_RULES)})")
 
 
 @command
 def main() -> None:
     args = H4ArgumentParser(AnnotateArguments).parse()
     rows, counts = load_rows(args)
-    from reward_models import load_reward_model
+    from rewards import Options, load_reward_model
 
-    model = load_reward_model(args.reward_model, args.trust_remote_code)
+    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code)
+    source = load_reward_model(args.reward_model, options)
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
     with lock, joined_processes() as processes:
-        annotate(model, rows, counts, args, processes)
+        annotate(source, rows, counts, args, processes)
 
 
 def annotate(
-    model: Any,
+    source: Any,
     rows: dict[str, list[dict[str, Any]]],
     counts: Counter[str],
     args: AnnotateArguments,
@@ -109,18 +134,15 @@ def annotate(
     """Score this process's share; the main process then puts the scores together and writes the results."""
     folder = Path(args.output_dir)
     if processes.rank == 0:
-        earlier = any(Journal.read(folder, "scores.*.jsonl"))
-        check_settings(folder / SETTINGS, settings_of(args), earlier)
+        check_settings(folder / SETTINGS, settings_of(args) | source.settings(), bool(known_scores(folder)))
     processes.wait()
     everything = [row for split in rows.values() for row in split]
-    score_share(model, everything, args, processes)
+    score_share(source, everything, folder, args.torch_dtype, args.retry_failed, processes)
     processes.wait()
     if processes.rank == 0:
-        scores = known_scores(folder)
-        for row in everything:
-            row["all_rm_scores"] = assemble(model, row, scores)
+        apply_scores(source, everything, folder, counts)
         pairs = {split: make_pairs(rows[split], args, counts) for split in rows}
-        write_results(folder, rows, pairs, args)
+        write_results(folder, rows, pairs, args, counts)
         from summary import write_summary
 
         say(write_summary(folder, everything, [row for split in pairs.values() for row in split], counts))
@@ -136,10 +158,10 @@ def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]],
         kept = [row for row in rows["train"] if row["prompt"] not in held_out]
         counts["train prompts dropped: also in the test file"] = len(rows["train"]) - len(kept)
         rows["train"] = kept
+    everything = [row for split in rows.values() for row in split]
     if args.extra_responses is not None:
-        counts["extra responses added"] = add_responses(
-            [row for split in rows.values() for row in split], Path(args.extra_responses)
-        )
+        counts.update(add_responses(everything, Path(args.extra_responses)))
+    split_thoughts(everything, args.thinking, counts)
     return rows, counts
 
 
@@ -153,104 +175,51 @@ def settings_of(args: AnnotateArguments) -> dict[str, Any]:
     }
 
 
-def unit_key(unit: tuple[str, ...]) -> str:
-    return hashlib.sha256(json.dumps(unit).encode()).hexdigest()[:32]
-
-
-def known_scores(folder: Path) -> dict[str, float]:
-    """The values that the journals hold, by `unit_key`."""
-    return {key: value for line in Journal.read(folder, "scores.*.jsonl") for key, value in line.items()}
-
-
-def score_share(model: Any, rows: list[dict[str, Any]], args: AnnotateArguments, processes: Processes) -> None:
-    """Score this process's share of the prompts; append every batch's values to its journal as one line."""
-    import torch
-    from tqdm import tqdm
-
-    from reward_models import score_batches
-
-    done = known_scores(Path(args.output_dir))
-    share = rows[processes.rank :: processes.count]
-    units = [[u for row in share[i : i + CHUNK] for u in units_of(model, row)] for i in range(0, len(share), CHUNK)]
-    if all(unit_key(unit) in done for chunk in units for unit in chunk):
-        return
-    journal = Journal(Path(args.output_dir), f"scores.{processes.rank}.jsonl")
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    model.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, args.torch_dtype))
-
-    def is_done(unit: tuple[str, ...]) -> bool:
-        return unit_key(unit) in done
-
-    with tqdm(
-        total=sum(len(set(chunk)) for chunk in units),
-        desc="scoring",
-        unit="response",
-        disable=processes.rank > 0,
-    ) as bar:
-        for chunk in units:
-            for batch in score_batches(model, chunk, args.batch_tokens, is_done):
-                values = {unit_key(unit): value for unit, value in batch if math.isfinite(value)}
-                journal.append(values)
-                done.update(values)
-                bar.update(len(batch))
-                if len(values) < len(batch):
-                    return  # not a number: the main process names it
-
-
-def units_of(model: Any, row: dict[str, Any]) -> list[tuple[str, ...]]:
-    return model.units(row["prompt"], row["all_generated_responses"])
-
-
-def assemble(model: Any, row: dict[str, Any], scores: dict[str, float]) -> list[float]:
-    """The scores of a row's responses from the journals' values.
-
-    Raises:
-        UserError: a value is missing because it was no finite number.
-    """
-    units = units_of(model, row)
-    for unit in units:
-        if unit_key(unit) not in scores:
-            raise UserError(
-                f"reward_model: the score of a response to {row['prompt'][:60]!r} is not a finite number "
-                f"(the response: {unit[1][:60]!r}); try --torch_dtype float32"
-            )
-    return model.combine([scores[unit_key(unit)] for unit in units])
-
-
 def make_pairs(rows: list[dict[str, Any]], args: AnnotateArguments, counts: Counter[str]) -> list[dict[str, Any]]:
     """Choose a pair per prompt; count what is dropped and why."""
     pairs = []
     for what in ("kept", "dropped: all scores identical", "dropped: margin below min_margin"):
         counts[f"pairs {what}"] += 0  # shown even when there are none
     for row in rows:
-        pair = select(row, args)
-        if pair is None:
+        scored = [i for i, score in enumerate(row["all_rm_scores"]) if score is not None]
+        pair = choose(row, scored, args) if len(scored) > 1 else None
+        if len(scored) < 2:
+            counts["pairs dropped: fewer than two responses with a score"] += 1
+        elif pair is None:
             counts["pairs dropped: all scores identical"] += 1
         elif pair.margin < args.min_margin:
             counts["pairs dropped: margin below min_margin"] += 1
         else:
             counts["pairs kept"] += 1
-            user = {"role": "user", "content": row["prompt"]}
-            sides = {"chosen": pair.chosen, "rejected": pair.rejected}
-            answers = {k: row["all_generated_responses"][i] for k, i in sides.items()}
-            messages = {k: [user, {"role": "assistant", "content": answer}] for k, answer in answers.items()}
-            pairs.append(row | messages)
+            pairs.append(row | {"chosen_index": scored[pair.chosen], "rejected_index": scored[pair.rejected]})
     return pairs
 
 
-def select(row: dict[str, Any], args: AnnotateArguments) -> Pair | None:
-    scores = row["all_rm_scores"]
-    if args.pair_selection == "wpo_v2":
-        return wpo_v2(scores, [len(response) for response in row["all_generated_responses"]])
-    if args.pair_selection == "random_rejected":  # seeded by the prompt, so that other prompts do not matter
-        return random_rejected(scores, random.Random(f"{args.seed} {row['prompt']}"))
-    return max_min(scores)
+def choose(row: dict[str, Any], scored: list[int], args: AnnotateArguments) -> Any:
+    """Apply the rule to the responses at these positions; its pair counts among them."""
+    lengths = [len(row["all_generated_responses"][i]) for i in scored]
+    rng = random.Random(f"{args.seed} {prompt_text(row['prompt'])}")  # so that other prompts do not matter
+    return PAIR_RULES[args.pair_selection](Candidates([row["all_rm_scores"][i] for i in scored], lengths, rng))
+
+
+def scored_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of all_outputs_rm.json."""
+    return {"prompt": to_json(row["prompt"])} | {k: row[k] for k in ("all_generated_responses", "all_rm_scores")}
+
+
+def pair_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of all_outputs_bin.json."""
+    messages = to_messages(row["prompt"])
+    answers = {side: row["all_generated_responses"][row[f"{side}_index"]] for side in ("chosen", "rejected")}
+    return scored_row(row) | {
+        side: [*messages, {"role": "assistant", "content": answer}] for side, answer in answers.items()
+    }
 
 
 def write_results(
-    folder: Path, rows: dict[str, list[dict]], pairs: dict[str, list[dict]], args: AnnotateArguments
+    folder: Path, rows: dict[str, list[dict]], pairs: dict[str, list[dict]], args: AnnotateArguments, counts: Counter
 ) -> None:
-    """Write the JSON files and the datasets folder.
+    """Write the JSON files and the datasets folder, whose prompts are all texts or all messages: one type a column.
 
     Raises:
         UserError: too few pairs are left for two splits.
@@ -260,21 +229,36 @@ def write_results(
     disable_progress_bars()
     splits = pairs if "test" in pairs else split_pairs(pairs["train"], args.test_fraction)
     if empty := [split for split in ("train", "test") if not splits[split]]:
-        raise UserError(f"no pairs are left for the {empty[0]} split: give more prompts, or lower min_margin")
-    for split in rows:
-        suffix = "" if split == "train" else "_test"
-        write_json(folder / f"all_outputs_rm{suffix}.json", rows[split])
-        write_json(folder / f"all_outputs_bin{suffix}.json", pairs[split])
+        dropped = "; ".join(f"{count} {what}" for what, count in counts.items() if count and "dropped" in what)
+        raise UserError(
+            f"no pairs are left for the {empty[0]} split{f' ({dropped})' if dropped else ''}: give more prompts, or "
+            "lower min_margin"
+        )
+    for split, suffix in (("train", ""), ("test", "_test")):
+        for name, content, form in (("rm", rows, scored_row), ("bin", pairs, pair_row)):
+            path = folder / f"all_outputs_{name}{suffix}.json"
+            if split in content:
+                write_json(path, [form(row) for row in content[split]])
+            else:
+                path.unlink(missing_ok=True)  # of an earlier run with test prompts
     beside, place = folder / "datasets.tmp", folder / "datasets"
     shutil.rmtree(beside, ignore_errors=True)
-    DatasetDict({split: Dataset.from_list(splits[split]) for split in ("train", "test")}).save_to_disk(beside)
+    texts = all(isinstance(row["prompt"], str) for split in splits.values() for row in split)
+    DatasetDict(
+        {
+            split: Dataset.from_list(
+                [pair_row(row) | ({} if texts else {"prompt": to_messages(row["prompt"])}) for row in splits[split]]
+            )
+            for split in ("train", "test")
+        }
+    ).save_to_disk(beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.rename(place)
 
 
 def split_pairs(pairs: list[dict[str, Any]], fraction: float) -> dict[str, list[dict[str, Any]]]:
     """Hold out a part of the pairs (at least one), picked by a hash of the prompt: the same ones whatever the order."""
-    order = sorted(pairs, key=lambda row: hashlib.sha256(row["prompt"].encode()).digest())
+    order = sorted(pairs, key=lambda row: hashlib.sha256(prompt_text(row["prompt"]).encode()).digest())
     held_out = {row["prompt"] for row in order[: max(1, round(fraction * len(pairs)))]}
     return {
         "train": [row for row in pairs if row["prompt"] not in held_out],

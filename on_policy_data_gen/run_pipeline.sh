@@ -25,21 +25,33 @@ model=$1 data=$2 out=$3
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(dirname "$here")
 
-generate() { # generate FOLDER SPLIT: the responses to one split's prompts
+# shellcheck source=../scripts/children.sh
+. "$repository/scripts/children.sh"
+
+decode() { # decode FOLDER SPLIT [OPTION...]: the responses to one split's prompts
     # shellcheck disable=SC2086  # lists of words on purpose
-    python "$here/decode.py" --model "$model" --data_dir "$data" --split "$2" --seed $SEEDS --output_dir "$1" $DECODE_ARGS
-    # shellcheck disable=SC2086
-    python "$here/post_process.py" --generation_file_dir "$1" $POST_PROCESS_ARGS
+    run python "$here/decode.py" --model "$model" --data_dir "$data" --split "$2" --seed $SEEDS --output_dir "$1" \
+        $DECODE_ARGS "${@:3}"
 }
 
-generate "$out/train" "$TRAIN_SPLIT"
+generate() { # generate FOLDER SPLIT: the responses, joined by prompt
+    decode "$1" "$2"
+    # shellcheck disable=SC2086
+    run python "$here/post_process.py" --generation_file_dir "$1" $POST_PROCESS_ARGS
+}
+
 test_args=()
-if [ ! -f "$data" ]; then
+if [ -e "$data" ] && [ ! -d "$data" ]; then
+    generate "$out/train" "$TRAIN_SPLIT"
+else
+    # what is wrong with the test prompts shows now, not after hours of decoding
+    decode "$out/test" "$TEST_SPLIT" --dry_run
+    generate "$out/train" "$TRAIN_SPLIT"
     generate "$out/test" "$TEST_SPLIT"
     test_args=(--test_generation_file "$out/test/all_outputs.json")
 fi
 # shellcheck disable=SC2086
-$ANNOTATE "$here/reward_model_annotate.py" --generation_file "$out/train/all_outputs.json" "${test_args[@]}" \
+run $ANNOTATE "$here/reward_model_annotate.py" --generation_file "$out/train/all_outputs.json" "${test_args[@]}" \
     --reward_model "$REWARD_MODEL" --output_dir "$out/annotated" $ANNOTATE_ARGS
 
 case "$(basename "$model" | tr '[:upper:]' '[:lower:]')" in

@@ -18,7 +18,7 @@ def write_summary(folder: Path, rows: list[dict[str, Any]], pairs: list[dict[str
 
     Args:
         rows: all scored prompts, with all_rm_scores.
-        pairs: the kept ones, with chosen and rejected.
+        pairs: the kept ones, with chosen_index and rejected_index.
         counts: prompts, responses and pairs by what became of them.
     """
     ranks = scores_by_rank(rows)
@@ -32,17 +32,17 @@ def write_summary(folder: Path, rows: list[dict[str, Any]], pairs: list[dict[str
 
 def scores_by_rank(rows: list[dict[str, Any]]) -> list[np.ndarray]:
     """Scores of each prompt's best response, of its second best, and so on: one array per rank."""
-    ordered = [sorted(row["all_rm_scores"], reverse=True) for row in rows]
+    ordered = [sorted((s for s in row["all_rm_scores"] if s is not None), reverse=True) for row in rows]
     most = max(map(len, ordered))
     return [np.array([scores[rank] for scores in ordered if len(scores) > rank]) for rank in range(most)]
 
 
 def answer(pair: dict[str, Any], side: str) -> str:
-    return pair[side][-1]["content"]
+    return pair["all_generated_responses"][pair[f"{side}_index"]]
 
 
 def score_of(pair: dict[str, Any], side: str) -> float:
-    return pair["all_rm_scores"][pair["all_generated_responses"].index(answer(pair, side))]
+    return pair["all_rm_scores"][pair[f"{side}_index"]]
 
 
 def describe(
@@ -55,7 +55,7 @@ def describe(
     low, middle, high = np.quantile(margins, [0.1, 0.5, 0.9])
     chosen, rejected = lengths["chosen"], lengths["rejected"]
     lines = [
-        f"{len(rows)} prompts, {sum(len(row['all_rm_scores']) for row in rows)} responses scored",
+        f"{len(rows)} prompts, {sum(map(len, ranks))} responses scored",
         *(f"{count} {what}" for what, count in counts.items()),
         "median score by rank, best first: " + ", ".join(f"{np.median(scores):.4g}" for scores in ranks),
         f"margin chosen - rejected: median {middle:.4g}, 10 % below {low:.4g}, 10 % above {high:.4g}",

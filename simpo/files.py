@@ -3,9 +3,11 @@
 What is written here is whole or not there, and on the disk; what comes back torn is set aside, never deleted.
 """
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,6 +120,8 @@ def read_own(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, 
 def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
     """Read the list in a .json file, or the lines of a .jsonl file, each with its place ("row 0", "line 1").
 
+    A byte-order mark, Windows line ends and .gz after the name are fine.
+
     Args:
         key: the setting that named the file, for the messages.
 
@@ -125,14 +129,16 @@ def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
         UserError: no such file, not JSON, or not a list.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            text = file.read()
     except FileNotFoundError as error:
         raise UserError(f"{key}: there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {path} cannot be read: {error}") from error
     place = "the whole file"
     try:
-        if path.suffix == ".jsonl":
+        if path.name.removesuffix(".gz").endswith(".jsonl"):
             items = []
             for number, line in enumerate(text.split("\n"), start=1):
                 place = f"line {number}"

@@ -1,5 +1,7 @@
 """on_policy_data_gen/decode.py on a real engine: seeds, BOS, kills and restarts, shares; and what it refuses."""
 
+import csv
+import gzip
 import json
 import multiprocessing
 import random
@@ -14,10 +16,11 @@ import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from tiny_models import tiny_llama, tiny_tokenizer
 
+import decode
 from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main
 from prompts import load_prompts
 from simpo.console import UserError
-from simpo.engine.vllm import engine_settings, noise_seed, start_engine
+from simpo.engine.vllm import Response, engine_settings, noise_seed, start_engine
 from simpo.files import read_rows
 from simpo.folder import Journal, lock_folder
 
@@ -189,7 +192,7 @@ def run_probe(llama: str, answer: Path) -> None:
     engine = start_engine(engine_settings(llama, "float32", 512, 1, None, False))
     for template in (None, "{% for m in messages %}[{{ m.content }}]{% endfor %}"):
         args = DecodeArguments(model=llama, chat_template=template)
-        for prompt, (_, ids) in format_prompts(load_tokenizer(args), prompts).items():
+        for prompt, (_, ids) in format_prompts(load_tokenizer(args), prompts)[0].items():
             engine.add_request(f"{prompt} {template}", tokens_input(ids), SamplingParams(max_tokens=1, seed=0))
     seen = []
     while engine.has_unfinished_requests():
@@ -230,33 +233,87 @@ def test_prompts_are_the_sorted_set_of_a_preference_column(tmp_path):
     assert load_prompts(str(tmp_path / "data"), "train", "prompt", limit=2) == prompts[:2]
 
 
+@pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json", "strings.jsonl", "p.csv", "p.parquet"])
-def test_prompts_from_a_file(tmp_path, name):
+def test_prompts_from_a_file(tmp_path, name, packed):
+    """... each once, whoever wrote it: with a byte-order mark, Windows line ends, or packed."""
     from datasets import Dataset
 
-    path, rows = tmp_path / name, [{"prompt": "b\u2028c", "id": 1}, {"prompt": "a", "id": 2}]
+    path, rows = tmp_path / name, [{"prompt": p, "id": 1} for p in ("b\u2028c", "NA", "null", 'a, "b"\nc', "NA")]
     if path.suffix == ".jsonl":
         items = [row["prompt"] for row in rows] if name == "strings.jsonl" else rows
-        path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\r\n" for item in items)
+        path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
     elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(rows), encoding="utf-8-sig")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "id"])
+            writer.writeheader()
+            writer.writerows(rows)
     else:
-        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(str(path))
-    assert load_prompts(str(path), "train_prefs", "prompt") == ["a", "b\u2028c"]
-    path.rename(tmp_path / f"train_prefs{path.suffix}")
-    assert load_prompts(str(tmp_path), "train_prefs", "prompt") == ["a", "b\u2028c"]
+        Dataset.from_list(rows).to_parquet(str(path))
+    if packed:
+        path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    path = path.with_name(name + packed)
+    expected = ["NA", 'a, "b"\nc', "b\u2028c", "null"]
+    assert load_prompts(str(path), "train_prefs", "prompt") == expected
+    path.rename(tmp_path / f"train_prefs{Path(name).suffix}{packed}")
+    assert load_prompts(str(tmp_path), "train_prefs", "prompt") == expected
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief.", "weight": 1},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Who are you?"},
+]
+ANSWER = {"role": "assistant", "content": "A model."}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": TURNS}, "prompt"),
+        ({"messages": TURNS}, "prompt"),
+        ({"messages": [*TURNS, ANSWER]}, "messages"),
+        ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, ANSWER]}, "prompt"),
+        ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, ANSWER]}, "chosen"),
+        ({"talk": [*TURNS, ANSWER]}, "talk"),
+    ],
+)
+def test_a_conversation_is_a_prompt(tmp_path, row, column):
+    single = {name: [{"role": "user", "content": "Hi"}, ANSWER] for name in row}
+    path = write_jsonl(tmp_path / "p.jsonl", [row, single, row])
+    expected = tuple((turn["role"], turn["content"]) for turn in TURNS)
+    assert load_prompts(str(path), "train", column) == ["Hi", expected]
+
+
+def test_bad_prompts_are_counted_and_left_out(tmp_path, capsys):
+    values = ["a", "", "  ", None, 3, ["x"], "\ud800", [{"role": "assistant", "content": "x"}], "b", "a"]
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": value} for value in values])
+    assert load_prompts(str(path), "train", "prompt") == ["a", "b"]
+    output = capsys.readouterr()
+    assert "2 distinct prompts; 1 rows repeat one of them" in output.out
+    assert "7 rows left out (row 1: prompt is empty; row 2" in output.err
+
+
+def test_a_csv_row_with_too_many_fields(fails, tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,id\nWell, what is it?,1\n")
+    assert "row 0 has more fields" in fails(main, "--data_dir", str(tmp_path / "p.csv"), "--model", "none")
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         ([{"question": "a"}], ["prompt_column", "'prompt'", "question"]),
-        ([{"prompt": "a"}, {"prompt": "  "}], ["row 1", "empty"]),
-        ([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}], ["row 2", "repeats", "row 0"]),
-        ([{"prompt": "a"}, {"prompt": ["b"]}], ["row 1", "text", "list"]),
-        ([{"prompt": "a"}, {"id": 3}], ["row 1", "NoneType"]),
+        ([{"instruction": "a", "id": 1}], ["--prompt_column instruction"]),
+        ([{"prompt": "  "}], ["row 0", "empty"]),
+        ([{"prompt": []}], ["row 0", "text", "empty list"]),
+        ([{"prompt": [{"role": "assistant", "content": "a"}]}], ["row 0", "no message of the user"]),
+        ([{"prompt": [{"role": "user", "content": None}]}], ["row 0", "role and content"]),
         ([{"prompt": "\ud800"}], ["row 0", "Unicode"]),
-        (["a", {"prompt": "b"}], ["objects", "plain strings"]),
         ([], ["holds no prompts"]),
     ],
 )
@@ -274,6 +331,9 @@ def test_bad_settings(fails, tmp_path, llama, prompt_file):
     assert "seed" in fails(main, *out, *data, "--seed", "13", "13")
     assert "max_tokens" in fails(main, *out, *data, "--max_tokens", "0")
     assert "temperature" in fails(main, *out, *data, "--temperature", "-1")
+    assert "temperature 0" in fails(main, *out, *data, "--temperature", "0", "--seed", "1", "2")
+    assert "below 2^63" in fails(main, *out, *data, "--seed", str(2**63))
+    assert "below 2^31" in fails(main, *out, *data, "--max_tokens", str(2**31))
     assert "did you mean max_tokens" in fails(main, *out, *data, "--max_token", "3")
     assert "nowhere" in fails(main, *out, *data, "--model", str(tmp_path / "nowhere"))
     assert "data_dir" in fails(main, *out, "--data_dir", str(tmp_path / "nothing_here"))
@@ -339,6 +399,120 @@ def test_second_run_in_the_same_folder(fails, tmp_path, llama, prompt_file):
         error = fails(main, *command(llama, prompt_file, tmp_path, 13)[2:])
     assert "another run" in error and str(tmp_path) in error
     assert not list(tmp_path.glob("*.json"))
+
+
+# ---- the folder follows the data; answers come from a recorded generator ------------------------------------------
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Answers without an engine: a text of the request's own, every tenth of them cut."""
+
+    def generate(engine, requests):
+        for request in requests:
+            reason = "length" if request.sampling["seed"] % 10 == 0 else "stop"
+            yield Response(request.key, f"answer {request.sampling['seed']}", reason, len(request.token_ids))
+
+    monkeypatch.setattr(decode, "engine_settings", lambda *args: {})
+    monkeypatch.setattr(decode, "context_length", lambda settings: 200)
+    monkeypatch.setattr(decode, "start_engine", lambda settings: None)
+    monkeypatch.setattr(decode, "generate", generate)
+
+
+def answer_prompts(monkeypatch, llama: str, folder: Path, prompts: list, *seeds: int, more: tuple = ()) -> dict:
+    """Run decode.py on these prompts (all runs read one file); returns the prompts of each output file."""
+    path = write_jsonl(folder.parent / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    monkeypatch.setattr(sys, "argv", [*command(llama, str(path), folder, *seeds)[1:], *more])
+    main()
+    return {
+        path.name: [row["prompt"] for row in json.loads(path.read_text())] for path in sorted(folder.glob("output_*"))
+    }
+
+
+def test_the_folder_follows_the_data(monkeypatch, recorded, llama, tmp_path, capsys):
+    """A prompt that has left the data leaves all outputs, new ones are answered, what changed is said; and nothing is
+    answered twice."""
+    out = tmp_path / "out"
+    assert answer_prompts(monkeypatch, llama, out, ["a", "b", "leak"], 1, 2)["output_2.json"] == ["a", "b", "leak"]
+    first = contents(out)
+    capsys.readouterr()
+    kept = answer_prompts(monkeypatch, llama, out, ["a", "b", "c"], 1)
+    assert kept == {"output_1.json": ["a", "b", "c"], "output_2.json": ["a", "b"]}
+    output = capsys.readouterr()
+    assert "1 prompts of earlier runs are not in the data" in output.err and "'leak'" in output.err
+    assert "output_2.json lacks 1 of the prompts: add --seed 2" in output.err
+    assert "3 prompts x 1 seeds: 2 responses done before" in output.out
+
+    monkeypatch.setattr(decode, "generate", None)  # the earlier answers come back
+    assert answer_prompts(monkeypatch, llama, out, ["a", "b", "c"], 1, more=("--limit", "1")) == {
+        "output_1.json": ["a"],
+        "output_2.json": ["a"],
+    }
+    answer_prompts(monkeypatch, llama, out, ["a", "b", "leak"], 1, 2)
+    assert contents(out) == first
+
+
+def test_conversations_are_answered(monkeypatch, recorded, llama, tmp_path):
+    out = tmp_path / "out"
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in TURNS]
+    answer_prompts(monkeypatch, llama, out, [turns, "Hi"], 1, 2)
+    rows = json.loads((out / "output_1.json").read_text())
+    assert [row["prompt"] for row in rows] == ["Hi", turns]
+    assert rows[1]["format_prompt"].count("<|eot_id|>") == 4 and "Be brief." in rows[1]["format_prompt"]
+    assert rows[0]["generated_text"] == f"answer {noise_seed(1, 'Hi')}"
+    monkeypatch.setattr(decode, "generate", None)  # they are known again
+    answer_prompts(monkeypatch, llama, out, [turns, "Hi"], 1, 2)
+
+
+def test_prompts_that_the_template_refuses(monkeypatch, recorded, fails, llama, tmp_path, capsys):
+    """... are listed and left out; only --retry_failed looks at them again."""
+    template = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('never') }}{% endif %}"
+    more = ("--chat_template", template + "[{{ m.content }}]{% endfor %}")
+    out = tmp_path / "out"
+    assert answer_prompts(monkeypatch, llama, out, ["a", "no"], 1, more=more) == {"output_1.json": ["a"]}
+    (row,) = json.loads((out / "skipped_prompts.json").read_text())
+    assert row["prompt"] == "no" and "never" in row["reason"]
+    assert "1 prompts skipped" in capsys.readouterr().err
+    monkeypatch.setattr(decode, "format_prompts", None)
+    answer_prompts(monkeypatch, llama, out, ["a", "no"], 1, more=more)
+    with pytest.raises(TypeError):
+        answer_prompts(monkeypatch, llama, out, ["a", "no"], 1, more=(*more, "--retry_failed"))
+    answer_prompts(monkeypatch, llama, out, ["a"], 1, more=more)
+    assert not (out / "skipped_prompts.json").exists()
+
+
+def test_a_template_that_refuses_everything(monkeypatch, recorded, fails, llama, prompt_file, tmp_path):
+    argv = command(llama, prompt_file, tmp_path / "out", 1)[2:]
+    assert "every prompt is refused" in fails(main, *argv, "--chat_template", "{{ raise_exception('never') }}")
+
+
+def test_cut_responses_are_counted(monkeypatch, recorded, llama, tmp_path, capsys):
+    prompts = [f"p{i}" for i in range(30)]
+    answer_prompts(monkeypatch, llama, tmp_path / "out", prompts, 1)
+    cut = sum(noise_seed(1, prompt) % 10 == 0 for prompt in prompts)
+    output = capsys.readouterr()
+    assert f"30 responses, {cut} cut at their longest length" in output.out
+    assert f"{cut} of 30 responses" in output.err and cut > 1
+
+
+def test_damaged_journal_lines_are_answered_again(monkeypatch, recorded, llama, tmp_path):
+    answer_prompts(monkeypatch, llama, tmp_path / "whole", ["a", "b"], 1)
+    out = tmp_path / "out"
+    shutil.copytree(tmp_path / "whole", out)
+    row = json.loads((out / "output_1.json").read_text())[0]
+    (out / "output_1.json").unlink()
+    lines = [row | {"generated_text": 3}, row | {"prompt": None}, [1], {"prompt": "b"}]
+    write_jsonl(out / "journal" / "output_1.0.jsonl", lines)
+    answer_prompts(monkeypatch, llama, out, ["a", "b"], 1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_dry_run(monkeypatch, recorded, fails, llama, tmp_path, capsys):
+    answer_prompts(monkeypatch, llama, tmp_path / "out", ["a"], 1, more=("--dry_run",))
+    assert "1 prompts (dry_run" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    write_jsonl(tmp_path / "data" / "train_prefs.jsonl", [{"prompt": "a"}])
+    argv = command(llama, str(tmp_path / "data"), tmp_path / "out", 1)[2:]
+    assert "test_prefs" in fails(main, *argv, "--split", "test_prefs", "--dry_run")
 
 
 def test_each_engine_gets_its_gpus(monkeypatch):

@@ -7,9 +7,21 @@ import random
 import numpy as np
 import pytest
 
-from pair_selection import Pair, max_min, random_rejected, wpo_v2
+from pair_selection import PAIR_RULES, Candidates, Pair
 
 NAN, INF = float("nan"), float("inf")
+
+
+def max_min(scores):
+    return PAIR_RULES["max_min"](Candidates(scores, [1] * len(scores), random.Random(0)))
+
+
+def wpo_v2(scores, lengths):
+    return PAIR_RULES["wpo_v2"](Candidates(scores, lengths, random.Random(0)))
+
+
+def random_rejected(scores, rng):
+    return PAIR_RULES["random_rejected"](Candidates(scores, [1] * len(scores), rng))
 
 
 def test_max_min_by_hand():

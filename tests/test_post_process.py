@@ -52,7 +52,10 @@ def test_truncated_responses(monkeypatch, tmp_path, capsys):
     write_seed(tmp_path, 1, {"a": "a1", "b": "b1"}, "stop")
     write_seed(tmp_path, 2, {"a": "a2", "b": "b2"}, "length")
     write_seed(tmp_path, 3, {"a": "a3", "b": "b1"}, "stop")
-    assert len(run(monkeypatch, tmp_path)) == 2
+    rows = run(monkeypatch, tmp_path)
+    assert [row["finish_reasons"] for row in rows] == [["stop", "length", "stop"]] * 2
+    output = capsys.readouterr()
+    assert "2 responses cut at their longest length" in output.out and "2 of 6 responses (33 %)" in output.err
     rows = run(monkeypatch, tmp_path, "--drop_truncated")
     assert rows == [{"prompt": "a", "all_generated_responses": ["a1", "a3"]}]
     assert "2 truncated responses dropped" in capsys.readouterr().out
@@ -98,11 +101,6 @@ def test_other_prompts_altogether(fails, tmp_path):
         ("output_2.json", '{"prompt": "a"}', ["output_2.json", "list"]),
         ("output_2.json", '[{"prompt": "a"}]', ["output_2.json", "row 0", "generated_text"]),
         ("output_2.json", '[{"prompt": "a", "generated_text": null}]', ["row 0", "generated_text is NoneType"]),
-        (
-            "output_2.json",
-            '[{"prompt": "a", "generated_text": "x"}, {"prompt": "a", "generated_text": "y"}]',
-            ["row 1"],
-        ),
         ("output_two.json", "[]", ["output_two.json", "output_42.json"]),
         ("output_01.json", "[]", ["same seed"]),
         ("output_2.json", '["a"]', ["row 0", "object"]),

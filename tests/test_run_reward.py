@@ -18,7 +18,7 @@ def test_a_reward_model_learns_and_scores(config, tmp_path, monkeypatch):
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_accuracy"] > 0.9
     monkeypatch.syspath_prepend(str(ROOT / "on_policy_data_gen"))
-    from reward_models import load_reward_model
+    from rewards import load_reward_model
 
     model = load_reward_model(str(tmp_path / "out"))
     model.load(torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""Tiny reward models made on the spot: classifiers of five families, ArmoRM and PairRM, with random weights."""
+"""Tiny reward models made on the spot, with random weights: decoders, encoders, ArmoRM and PairRM."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,25 @@ from tiny_models import CORPUS, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
     DebertaV2Config,
+    ElectraConfig,
     Gemma2Config,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    RobertaConfig,
 )
 
-from reward_heads import ArmoRM, PairRM
+from rewards.armorm import ArmoRM
+from rewards.pairrm import PairRM
 
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig, "gemma2": Gemma2Config}
 DECODERS["qwen2"] = Qwen2Config
+ENCODERS = {"bert": BertConfig, "electra": ElectraConfig, "roberta": RobertaConfig}
+POSITIONS = 64
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -64,8 +70,12 @@ def tiny_armorm(folder: Path, **config) -> str:
     return str(folder)
 
 
-def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece-free stand-in for DeBERTa's tokenizer: [CLS] text [SEP], and PairRM's four markers."""
+def pair_tokenizer(segments: bool = False) -> PreTrainedTokenizerFast:
+    """A WordPiece-free stand-in for DeBERTa's tokenizer: [CLS] text [SEP], and PairRM's four markers.
+
+    Args:
+        segments: give the second text of a pair, and the [SEP] after it, the segment id 1, as BERT's tokenizer does.
+    """
     core = Tokenizer(models.BPE(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
@@ -75,10 +85,13 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
         CORPUS,
         trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
+    second = "$B:1 [SEP]:1" if segments else "$B [SEP]"
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]", pair=f"[CLS] $A [SEP] {second}", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
+    if segments:
+        names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
         tokenizer_object=core, additional_special_tokens=specials[5:], clean_up_tokenization_spaces=False, **names
     )
@@ -105,6 +118,24 @@ def tiny_deberta(folder: Path) -> str:
     tokenizer = pair_tokenizer()
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(deberta_config(tokenizer, num_labels=1))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_encoder(folder: Path, family: str) -> str:
+    """An encoder with 64 learned positions (RoBERTa: from the pad id on), and segment ids but for RoBERTa."""
+    tokenizer = pair_tokenizer(segments=family != "roberta")
+    settings = SMALL | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": POSITIONS + (family == "roberta"),
+        "type_vocab_size": 2 - (family == "roberta"),
+        "num_labels": 1,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(ENCODERS[family](**settings))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks import Task, is_correct
 
+from simpo.console import command
 from simpo.files import write_json
 
 SIDES = {"before", "after"}
@@ -56,7 +57,7 @@ def summarize(folder: Path) -> dict[str, float]:
         "mean_length_before": mean_length(before),
         "mean_length_after": mean_length(after),
         # the reward model is trained beside other stages: what counts is the wait for it
-        "seconds": sum(int(f.read_text()) for f in (folder / "stages").iterdir() if f.name != "reward"),
+        "seconds": sum(int(f.read_text().split()[0]) for f in (folder / "stages").iterdir() if f.name != "reward"),
     }
 
 
@@ -85,6 +86,7 @@ def table(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("held_out", type=Path, nargs="?")

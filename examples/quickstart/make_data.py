@@ -12,9 +12,7 @@ and prompts.jsonl (the questions that the policy will answer), held_out.jsonl (t
 """
 
 import argparse
-import json
 import random
-import shutil
 from pathlib import Path
 
 import torch
@@ -23,6 +21,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from simpo.chat.template import TEMPLATES
+from simpo.console import command
+from simpo.files import write_rows
 
 SIZES = 400, 1_000, 24_000, 4_800, 11_200  # held out, asked, and demonstrations for base, sft and reward
 RIGHT, RAMBLING_RIGHT, RAMBLING_WRONG = 0.52, 0.5, 0.82  # shares of the careless answers
@@ -58,11 +58,6 @@ def judged_answers(tasks: list[Task], rng: random.Random) -> list[dict]:
     return [
         {name: conversation(task, text) for name, text in pair.items()} for task, pair in zip(tasks, pairs, strict=True)
     ]
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def untrained_model(folder: Path, texts: list[str], seed: int) -> None:
@@ -107,6 +102,7 @@ def untrained_model(folder: Path, texts: list[str], seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -119,20 +115,17 @@ def main() -> None:
     held_out = draw_distinct(held_out_size, rng)
     exclude = frozenset(task.prompt for task in held_out)
     asked = draw_distinct(asked_size, rng, exclude)
-    beside = args.output.with_name(args.output.name + ".tmp")  # renamed when it is whole
-    shutil.rmtree(beside, ignore_errors=True)
-    write(beside / "held_out.jsonl", [task._asdict() for task in held_out])
-    write(beside / "prompts.jsonl", [{"prompt": task.prompt} for task in asked])
+    write_rows(args.output / "held_out.jsonl", [task._asdict() for task in held_out])
+    write_rows(args.output / "prompts.jsonl", [{"prompt": task.prompt} for task in asked])
     base = right_answers(draw_tasks(base_size, rng, exclude), rng)
-    write(beside / "base" / "train.jsonl", base)
+    write_rows(args.output / "base" / "train.jsonl", base)
     sft = mixed_answers(draw_tasks(sft_size, rng, exclude), rng)
-    write(beside / "sft" / "train.jsonl", sft)
-    write(beside / "reward" / "train.jsonl", judged_answers(draw_tasks(judged_size, rng, exclude), rng))
-    write(beside / "reward" / "test.jsonl", judged_answers(held_out, rng))
-    write(beside / "more_sft" / "train.jsonl", right_answers(asked, rng))
+    write_rows(args.output / "sft" / "train.jsonl", sft)
+    write_rows(args.output / "reward" / "train.jsonl", judged_answers(draw_tasks(judged_size, rng, exclude), rng))
+    write_rows(args.output / "reward" / "test.jsonl", judged_answers(held_out, rng))
+    write_rows(args.output / "more_sft" / "train.jsonl", right_answers(asked, rng))
     texts = [message["content"] for row in base + sft for message in row["messages"]]
-    untrained_model(beside / "untrained", texts, args.seed)
-    beside.rename(args.output)
+    untrained_model(args.output / "untrained", texts, args.seed)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 
-stage data python "$here/make_data.py" --output "$data" --seed "$SEED" --scale "$SCALE"
+stage data make_data
 # DeepSpeed compiles a part of itself once for each environment: meanwhile, on the other core.
-build_deepspeed > "$out/build.log" 2>&1 &
+background build_deepspeed > "$out/build.log" 2>&1
 build=$!
 stage base train run_sft.py base "$data/untrained" "$data/base" base
 wait $build || true # SimPO's start would show what is wrong
 
 # The reward model is trained beside the policy: each keeps one core busy.
-stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1 &
+background stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1
 reward=$!
-trap 'kill $reward 2>/dev/null || true' EXIT
 stage sft train run_sft.py sft "$models/base" "$data/sft" sft
 stage answers_before answer sft before
 
@@ -27,7 +26,10 @@ policy=$models/sft
 for ((round = 1; round <= ROUNDS; round++)); do
     name=$([ "$round" = 1 ] && echo "" || echo "-$round")
     stage "sample$name" sample "$policy" "$out/onpolicy$name"
-    [ "$round" = 1 ] && stage reward_wait await_reward $reward
+    if [ "$round" = 1 ]; then
+        stage reward_wait await_reward $reward
+        wait $reward # again, for when it was waited for in an earlier run, and had to be trained anew in this one
+    fi
     stage "score$name" score "$out/onpolicy$name"
     stage "simpo$name" prefer run_simpo.py simpo "$policy" "$out/onpolicy$name" "simpo$name"
     policy=$models/simpo$name

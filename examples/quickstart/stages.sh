@@ -8,58 +8,97 @@ data=$out/data models=$out/models
 export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONWARNINGS=ignore::FutureWarning TOKENIZERS_PARALLELISM=false
 export TORCH_CPP_LOG_LEVEL=ERROR
 
+. scripts/children.sh
+
 mkdir -p "$out/stages"
-if [ "$(cat "$out/seed" 2>/dev/null || echo "$SEED")" != "$SEED" ]; then
-    echo "error: $out was made with SEED=$(cat "$out/seed"): move it away, or set OUT to another folder" >&2
+known=$(cat "$out/seed" 2> /dev/null || true)
+if [ -n "$known" ] && [ "$known" != "$SEED" ]; then
+    echo "error: $out was made with SEED=$known: move it away, or set OUT to another folder" >&2
     exit 2
 fi
-echo "$SEED" > "$out/seed"
+keep() { # keep FILE: standard input becomes the whole file
+    cat > "$1.tmp"
+    mv "$1.tmp" "$1"
+}
+echo "$SEED" | keep "$out/seed"
 
-stage() { # stage NAME COMMAND...: run it unless it is whole, and keep its seconds
-    local marker=$out/stages/$1 start=$SECONDS
-    [ -f "$marker" ] && return
+# A stage's marker holds its seconds, and what it made: a line for each file (bytes and name) under the paths in `made`.
+stage() { # stage NAME COMMAND...: run it unless all that it made is still there and whole
+    local marker=$out/stages/$1 start=$SECONDS flaw
+    if [ -f "$marker" ]; then
+        flaw=$(first_flaw "$marker")
+        [ -n "$flaw" ] || return 0
+        printf '\n%s is missing or not whole: stage %s is done again\n' "$flaw" "$1"
+        # the rest of it may be as damaged, and a trainer does not go on from that
+        sed -n 's/^made //p' "$marker" | while read -r path; do rm -rf "$path"; done
+        rm "$marker"
+    fi
     printf '\n== %s\n' "$1"
-    shift
-    "$@"
-    echo $((SECONDS - start)) > "$marker.tmp"
-    mv "$marker.tmp" "$marker"
+    made=()
+    "${@:2}"
+    {
+        echo $((SECONDS - start))
+        for path in "${made[@]}"; do
+            echo "made $path"
+            find "$path" -type f -printf '%s %p\n'
+        done
+    } | keep "$marker"
+}
+
+first_flaw() { # first_flaw MARKER: the first file that is not as the stage left it; nothing where all are
+    local size path
+    [ -s "$1" ] || { echo "$1" && return; }
+    while read -r size path; do
+        [ "$size" = made ] && continue
+        [ "$(stat -c %s "$path" 2> /dev/null)" = "$size" ] || { echo "$path" && return; }
+    done < <(tail -n +2 "$1")
+}
+
+make_data() { # the tasks, the conversations and the untrained model
+    run python "$here/make_data.py" --output "$data" --seed "$SEED" --scale "$SCALE"
+    made=("$data")
 }
 
 train() { # train SCRIPT CONFIG START DATA NAME [OPTION...]: models/NAME from the model START
-    python "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
+    run python "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
         --dataset_mixer="{\"$4\": 1.0}" --seed="$SEED" "${@:6}"
+    made=("$models/$5")
 }
 
 decode_args="--dtype float32 --max_model_len 256 --max_tokens 64"
 
 answer() { # answer MODEL NAME: greedy answers to the held-out prompts, graded
     # shellcheck disable=SC2086  # a list of words
-    python on_policy_data_gen/decode.py --model "$models/$1" --data_dir "$data/held_out.jsonl" --temperature 0 \
+    run python on_policy_data_gen/decode.py --model "$models/$1" --data_dir "$data/held_out.jsonl" --temperature 0 \
         --seed 0 --output_dir "$out/greedy/$1" $decode_args
-    python "$here/grade.py" "$data/held_out.jsonl" "$out/greedy/$1/output_0.json" --output "$out/answers_$2.json"
+    run python "$here/grade.py" "$data/held_out.jsonl" "$out/greedy/$1/output_0.json" --output "$out/answers_$2.json"
+    made=("$out/answers_$2.json")
 }
 
 sample() { # sample MODEL FOLDER: five answers to every prompt
     # shellcheck disable=SC2086  # a list of words
-    python on_policy_data_gen/decode.py --model "$1" --data_dir "$data/prompts.jsonl" --seed "${seeds[@]}" \
+    run python on_policy_data_gen/decode.py --model "$1" --data_dir "$data/prompts.jsonl" --seed "${seeds[@]}" \
         --output_dir "$2" $decode_args
-    python on_policy_data_gen/post_process.py --generation_file_dir "$2"
+    run python on_policy_data_gen/post_process.py --generation_file_dir "$2"
+    made=("$2/all_outputs.json")
 }
 
 score() { # score FOLDER: the best and the worst answer to every prompt become a pair
-    python on_policy_data_gen/reward_model_annotate.py --generation_file "$1/all_outputs.json" \
+    run python on_policy_data_gen/reward_model_annotate.py --generation_file "$1/all_outputs.json" \
         --reward_model "$models/reward" --torch_dtype float32 --test_fraction 0.05 --output_dir "$1"
+    made=("$1/datasets")
 }
 
 prefer() { # prefer SCRIPT CONFIG START DATA NAME: models/NAME from START and pairs, under ZeRO-3 on two processes
     # float32: matrix products in bf16 are slow under ZeRO-3 on a CPU
-    accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml --mixed_precision no \
+    run accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml --mixed_precision no \
         "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
         --dataset_mixer="{\"$4/datasets\": 1.0}" --seed="$SEED"
+    made=("$models/$5")
 }
 
 build_deepspeed() {
-    python -c "from simpo.train.launcher import remove_stale_build_locks; remove_stale_build_locks()
+    run python -c "from simpo.train.launcher import remove_stale_build_locks; remove_stale_build_locks()
 from deepspeed.comm.torch import build_shm_op; build_shm_op()"
 }
 

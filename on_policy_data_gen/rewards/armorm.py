@@ -1,13 +1,18 @@
-"""ArmoRM and PairRM as native classes: the checkpoints' own tensor names, no code from the model's repository."""
+"""ArmoRM as a native class: the checkpoint's own tensor names, no code from the model's repository."""
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel, LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 from transformers.utils import ModelOutput
+
+from rewards.base import CannotScore, Unit
+from rewards.batches import Encoded
+from rewards.checkpoint import Checkpoint
 
 # <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n
 LLAMA3_GATING_PATTERN = [128009, 128006, 78191, 128007, 271]
@@ -107,33 +112,28 @@ def gating_position(input_ids: Tensor, pattern: list[int]) -> Tensor:
     return matches.shape[1] - 1 - matches.flip(1).long().argmax(dim=1)
 
 
-class PairRM(DebertaV2PreTrainedModel):
-    """Pairwise ranker (Jiang et al. 2023, "LLM-Blender", section 3): is the first candidate better than the second?
+class ArmoRMSource(Checkpoint):
+    """RLHFlow/ArmoRM-Llama3-8B-v0.1 and models of its kind, without their code."""
 
-    The source and both candidates are read together; the difference of two scalars, computed from the embeddings of
-    the markers in front of the source and of each candidate, is the logit.
-    """
+    name = "armorm"
+    model_class = ArmoRM
 
-    base_model_prefix = "pretrained_model"
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "llama" and {"num_objectives", "gating_hidden_dim"} <= config.keys()
 
-    def __init__(self, config: DebertaV2Config):
-        super().__init__(config)
-        self.pretrained_model = DebertaV2Model(config)
-        size = config.hidden_size
-        # dropout has no weights, but its places number the checkpoint's tensors (head_layer.1, head_layer.4)
-        self.head_layer = nn.Sequential(
-            nn.Dropout(0.0), nn.Linear(2 * size, size), nn.Tanh(), nn.Dropout(0.0), nn.Linear(size, config.n_tasks)
-        )
-        self.post_init()
+    def encode(self, unit: Unit) -> Encoded:
+        encoded, pattern = super().encode(unit), gating_pattern(self.config)
+        ids = encoded.inputs["input_ids"]
+        if not any(ids[i : i + len(pattern)] == pattern for i in range(len(ids))):
+            raise CannotScore(
+                f"the chat template does not write the tokens {pattern} in front of the answer, which ArmoRM's gate "
+                "reads (or --max_length cut them off); set gating_pattern in its config.json"
+            )
+        return encoded
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B,) that the first candidate is better, of token ids (B, T) that hold each marker once."""
-        hidden = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        config = self.config
-        source, first, second = (
-            hidden[rows, (input_ids == marker).long().argmax(dim=1)]
-            for marker in (config.source_prefix_id, config.cand1_prefix_id, config.cand2_prefix_id)
-        )
-        logits = self.head_layer(torch.cat([source, first], -1)) - self.head_layer(torch.cat([source, second], -1))
-        return logits.float().mean(dim=-1)
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(**inputs).score
+
+
+SOURCE = ArmoRMSource
