@@ -11,8 +11,8 @@ What one request can run into, and what follows:
 import json
 import os
 import re
-import threading
 import time
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import httpx
@@ -23,9 +23,10 @@ from simpo.console import UserError, warn
 
 KEY = "OPENAI_API_KEY"
 CONTINUE = "the replies so far are kept, and the same command continues"
-# How often a request is sent, at most, by what it runs into; and for how long a server may ask to wait, in seconds.
+# How often a request is sent, at most, by what it runs into; and seconds of the first pause, and of the longest that a
+# server may ask for.
 TRIES = {"limit": 12, "server": 6, "dropped": 6, "unreachable": 6, "timeout": 3, "garbled": 3}
-LONGEST_WAIT = 600.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 600.0
 MORE_ROOM = 4  # a reply that was cut is asked for once more, with so many times the tokens
 LIMITS = ("max_completion_tokens", "max_tokens")
 FILTERED = re.compile(
@@ -109,7 +110,7 @@ class Judge:
     def __init__(self, endpoint: Endpoint, parameters: Row):
         self.endpoint, self.address = endpoint, address_of(endpoint.base_url)
         self.parameters = {key: value for key, value in parameters.items() if value is not None}
-        self.worked, self.lock, self.stopped = False, threading.Lock(), threading.Event()
+        self.worked, self.lock, self.stopped = False, Lock(), Event()
         # httpx hands a proxy's and a certificate's settings on from the environment
         self.client = httpx.Client(
             headers={"Authorization": f"Bearer {os.environ[KEY].strip()}", "Content-Type": "application/json"},
@@ -154,7 +155,7 @@ class Judge:
         most = TRIES[trouble.kind]
         if trouble.kind == "unreachable" and not self.worked:
             most = 2  # not there at all: to be said soon
-        wait = min(0.5 * 2 ** (tries - 1), 30) if trouble.wait is None else trouble.wait
+        wait = min(FIRST_WAIT * 2 ** (tries - 1), 30) if trouble.wait is None else trouble.wait
         if tries < most and wait <= LONGEST_WAIT and not self.stopped.wait(wait):
             return
         if trouble.kind == "limit":

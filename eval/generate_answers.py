@@ -174,7 +174,11 @@ class Answers:
             messages.append({"role": "user", "content": question.turns[number]})
             if number < turn - 1:
                 row = self.turns[number][question.key]
-                text = row["text"] if self.thinking == "keep" else split_thinking(row["text"], row.get("opened", False)).answer
+                text = (
+                    row["text"]
+                    if self.thinking == "keep"
+                    else split_thinking(row["text"], row.get("opened", False)).answer
+                )
                 messages.append({"role": "assistant", "content": text.strip()})
         return messages
 

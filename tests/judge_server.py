@@ -1,4 +1,4 @@
-"""A judge's endpoint on this machine: replays replies over HTTP, with faults, and remembers what it served."""
+"""A judge's endpoint on this machine: replays replies over HTTP, misbehaves on order, and remembers what it served."""
 
 import json
 import math
@@ -13,19 +13,60 @@ KEY = "not-a-real-key-7f3a"
 Reply = tuple[str, list[tuple[str, float]]]  # text, and the first token's (token, log-probability)
 
 
+def error(message: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+# What may come in place of a reply: name -> (status, body).
+FAULTS: dict[str, tuple[int, Any]] = {
+    "page": (200, "<!DOCTYPE html><html><body>Sign in</body></html>"),
+    "no choices": (200, {"id": "x", "choices": None}),
+    "empty choices": (200, {"id": "x", "choices": []}),
+    "null content": (200, {"choices": [{"message": {"role": "assistant", "content": None}, "finish_reason": "stop"}]}),
+    "rate limit in 200": (200, error("Rate limit reached", code=429)),
+    "overloaded in 200": (200, [error("The model is overloaded.", code=503, status="UNAVAILABLE")]),
+    "error in the choice": (200, {"choices": [error("Upstream failed", code=502)]}),
+    "cut off": (200, '{"id": "x", "choices": [{"message": {"content": "My verd'),
+    "not UTF-8": (200, b'{"choices": [{"message": {"content": "\xff\xfe"}}]}'),
+    "nothing": (200, ""),
+    "gateway": (502, "<html><body>Bad gateway</body></html>"),
+    "filter": (400, error("The response was filtered by the content management policy.", code="content_filter")),
+    "filter in 200": (200, {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}),
+    "flagged": (403, error("Your input was flagged by moderation", code=403)),
+    "too long": (400, error("This model's maximum context length is 8192 tokens.", code="context_length_exceeded")),
+    "quota": (429, error("You exceeded your current quota.", code="insufficient_quota")),
+    "moved": (302, ""),
+    "no such path": (404, {"detail": "Not Found"}),
+}
+FOR_A_WHILE = (
+    *("429", "500", "no choices", "empty choices", "null content", "rate limit in 200", "overloaded in 200"),
+    *("error in the choice", "cut off", "not UTF-8", "nothing", "gateway", "drop", "page"),
+)
+
+
 class JudgeServer(ThreadingHTTPServer):
     """Answers /v1/chat/completions with `reply(messages)`.
 
     Args:
-        faults: what to do with the requests in turn, before that: "429", "500", "401", "timeout", or "".
+        faults: what to do with the requests in turn, before that: a name of FAULTS, a status, "timeout" or "drop" (no
+            answer at all), or "" (nothing).
+        fault_of: the same by the request, always.
         slow: seconds that every reply takes.
+
+    A reply of more words than the request's max_tokens is cut.
     """
 
     daemon_threads = True
 
-    def __init__(self, reply: Callable[[list[dict[str, str]]], Reply], faults: list[str] | None = None, slow=0.0):
+    def __init__(
+        self,
+        reply: Callable[[list[dict[str, str]]], Reply],
+        faults: list[str] | None = None,
+        fault_of: Callable[[dict[str, Any]], str] = lambda request: "",
+        slow: float = 0.0,
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.faults, self.slow = reply, list(faults or []), slow
+        self.reply, self.faults, self.fault_of, self.slow = reply, list(faults or []), fault_of, slow
         self.served: list[dict[str, Any]] = []
         self.refused: list[str] = []
         self.busy, self.busiest = 0, 0
@@ -35,6 +76,9 @@ class JudgeServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
+    def handle_error(self, *args: Any) -> None:
+        """A client that was killed is no error of the server's."""
+
 
 class Handler(BaseHTTPRequestHandler):
     server: JudgeServer
@@ -43,32 +87,47 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            fault = server.faults.pop(0) if server.faults else ""
+            fault = server.faults.pop(0) if server.faults else server.fault_of(request)
             server.busy += fault != "timeout"
             server.busiest = max(server.busiest, server.busy)
         try:
-            if fault == "timeout":
-                server.refused.append(fault)
-                time.sleep(4)  # longer than the tests' --timeout; nobody listens any more
-            elif fault:
-                server.refused.append(fault)
-                self.send(int(fault), {"error": {"message": f"planted {fault}"}}, {"Retry-After": "0.05"})
+            if fault:
+                self.misbehave(fault)
             else:
                 time.sleep(server.slow)
                 text, logprobs = server.reply(request["messages"])
+                limit = request.get("max_tokens", request.get("max_completion_tokens", 10**6))
+                words = text.split(" ")
+                is_cut = len(words) > limit and not logprobs
+                text = " ".join(words[:limit]) if is_cut else text
                 with server.lock:
                     server.served.append({"messages": request["messages"], "reply": text, "request": request})
-                self.send(200, completion(request["model"], text, logprobs), {})
-        except BrokenPipeError:  # the client was killed
+                self.send(200, completion(request["model"], text, logprobs, "length" if is_cut else "stop"), {})
+        except (BrokenPipeError, ConnectionResetError):  # the client was killed
             pass
         finally:
             with server.lock:
                 server.busy -= fault != "timeout"
 
-    def send(self, status: int, content: dict[str, Any], headers: dict[str, str]) -> None:
-        body = json.dumps(content).encode()
+    def misbehave(self, fault: str) -> None:
+        self.server.refused.append(fault)
+        if fault == "timeout":
+            time.sleep(4)  # longer than the tests' --timeout; nobody listens any more
+        elif fault == "drop":
+            self.close_connection = True
+        elif fault.isdigit():
+            self.send(int(fault), error(f"planted {fault}"), {"Retry-After": "0.05"})
+        else:
+            status, body = FAULTS[fault]
+            self.send(status, body, {"Location": "/login"} if fault == "moved" else {})
+
+    def send(self, status: int, content: Any, headers: dict[str, str]) -> None:
+        kind = "text/html" if isinstance(content, str) and content.startswith("<") else "application/json"
+        if isinstance(content, dict | list):
+            content = json.dumps(content)
+        body = content.encode() if isinstance(content, str) else content
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -77,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def completion(model: str, text: str, logprobs: list[tuple[str, float]]) -> dict[str, Any]:
+def completion(model: str, text: str, logprobs: list[tuple[str, float]], finish_reason: str = "stop") -> dict[str, Any]:
     """A reply in the form of the OpenAI API."""
     tokens = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in logprobs]
     return {
@@ -89,7 +148,7 @@ def completion(model: str, text: str, logprobs: list[tuple[str, float]]) -> dict
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": text},
-                "finish_reason": "stop",
+                "finish_reason": finish_reason,
                 "logprobs": {"content": [{**tokens[0], "top_logprobs": tokens}]} if tokens else None,
             }
         ],
@@ -105,7 +164,7 @@ def preference_reply(share: float) -> Reply:
 @contextmanager
 def serving(reply: Callable[[list[dict[str, str]]], Reply], **kwargs: Any) -> Iterator[JudgeServer]:
     server = JudgeServer(reply, **kwargs)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield server
