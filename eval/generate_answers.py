@@ -49,6 +49,8 @@ from simpo.folder import Journal, check_settings, lock_folder, recorded_settings
 from thoughts import HELP, Thinking, take_off
 
 JOURNAL = "answers.jsonl"
+NUMBER = (int, float)
+FIELDS = {"turn": int, "key": (str, int), "text": str, "finish_reason": str, "num_tokens": int, "time": NUMBER}
 
 
 @dataclass
@@ -109,8 +111,6 @@ def main() -> None:
     questions = benchmark.read_questions(args.questions)
     name = args.name or settings.name or Path(args.model).name
     files = benchmark.files(Path(args.output_dir or f"outputs/eval/{args.benchmark}"), name)
-    if files.answers.is_dir():
-        raise UserError(f"{files.answers}: is a folder; remove it")
     template, recorded = args.chat_template or settings.chat_template, recorded_settings(files.settings)
     variables = keep_date(args.chat_template_kwargs, recorded.get("chat_template_kwargs"))
     tokenizer, args.chat_template_kwargs = load_tokenizer(args.model, template, args.trust_remote_code, variables)
@@ -119,7 +119,6 @@ def main() -> None:
 
     with lock_folder(files.work):
         answers = Answers(files.work, benchmark, args.thinking, args.retry_failed)
-        files.settings.parent.mkdir(parents=True, exist_ok=True)
         counted_by, count = benchmark.token_counter(tokenizer)
         record = record_of(args, settings, decoding, questions, tokenizer) | {"token_len": counted_by}
         check_settings(files.settings, record, has_output=answers.found)
@@ -151,8 +150,8 @@ class Answers:
     def __init__(self, work: Path, benchmark: Benchmark, thinking: str, retry_failed: bool = False):
         self.work, self.thinking = work, thinking
         self.turns: list[dict[Any, Row]] = [{} for _ in range(benchmark.turns)]
-        for row in Journal.read(work, JOURNAL):
-            if is_answer(row, benchmark.turns):
+        for row in Journal.read(work, JOURNAL, FIELDS):
+            if 1 <= row["turn"] <= benchmark.turns:
                 self.turns[row["turn"] - 1][row["key"]] = row
         self.found = any(self.turns)
         if retry_failed:
@@ -187,16 +186,6 @@ class Answers:
         rows = {question.key: [turn[question.key] for turn in self.turns] for question in questions}
         opened = {key: [row.get("opened", False) for row in own] for key, own in rows.items()}
         return take_off(self.thinking, {key: [row["text"] for row in own] for key, own in rows.items()}, where, opened)
-
-
-def is_answer(row: Any, turns: int) -> bool:
-    """Whether a row of the journal is one; a damaged one is as if it were not there."""
-    fields = {"turn": int, "key": (str, int), "text": str, "finish_reason": str, "time": (int, float)}
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(key), kind) for key, kind in fields.items())
-        and 1 <= row["turn"] <= turns
-    )
 
 
 def record_of(
@@ -252,7 +241,7 @@ def answer(
     """
     from tqdm import tqdm
 
-    journal, room, llm = Journal(answers.work, JOURNAL), context_length(engine), None
+    journal, room, llm = Journal(answers.work, JOURNAL, FIELDS), context_length(engine), None
     for turn, done in enumerate(answers.turns, start=1):
         requests, opened, refused = [], {}, {}
         for question in questions:

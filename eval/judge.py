@@ -25,7 +25,6 @@ A question that the judge refuses is listed and left without a verdict; --retry_
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from records import Row, shorten
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.files import write_json
-from simpo.folder import check_settings, lock_folder
+from simpo.folder import check_settings, lock_folder, recorded_settings
 from thoughts import HELP, Thinking
 
 
@@ -94,13 +93,11 @@ def main() -> None:
     judging = benchmark.judging(args.files)
     folder, name = Path(args.output_dir or f"outputs/eval/{args.benchmark}"), judging.judge_name or args.judge
     output = benchmark.judgment_files(folder, safe_name(name), safe_name(judging.model))
-    if output.answers.is_dir():
-        raise UserError(f"{output.answers}: is a folder; remove it")
 
     with lock_folder(output.work):
         replies = Replies(output.work, judging, args.retry_failed)
-        record = record_of(args, judging) | {"sent": sent_before(output.settings) if replies.found else None}
-        output.settings.parent.mkdir(parents=True, exist_ok=True)
+        before = recorded_settings(output.settings).get("sent") if replies.found else None
+        record = record_of(args, judging) | {"sent": before}
         check_settings(output.settings, record, replies.found)
         pending = replies.pending()
         say(
@@ -108,7 +105,7 @@ def main() -> None:
             f"{len(judging.tasks) - len(pending)} already there"
         )
         if pending:
-            judge = Judge(endpoint, record["sent"] or record["parameters"])
+            judge = Judge(endpoint, before if isinstance(before, dict) else record["parameters"])
 
             def started() -> None:
                 write_json(output.settings, record | {"sent": judge.parameters})
@@ -117,7 +114,6 @@ def main() -> None:
         outcomes = {task.key: replies.outcome(task) for task in judging.tasks}
         rows = judging.rows(outcomes, args.judge)
         report(args, judging, replies, outcomes)
-        output.answers.parent.mkdir(parents=True, exist_ok=True)
         benchmark.write_judgments(output.answers, rows)
     say(f"wrote {output.answers}")
 
@@ -132,15 +128,6 @@ def record_of(args: JudgeArguments, judging: Judging) -> Row:
     parameters = judging.parameters | (args.judge_args or {})
     record = {"benchmark": args.benchmark, "judge": args.judge, **digests, "thinking": args.thinking}
     return record | {"parameters": parameters, "rule": judging.rule, **judging.record}
-
-
-def sent_before(path: Path) -> Row | None:
-    """The parameters as an earlier run found that the judge takes them."""
-    try:
-        sent = json.loads(path.read_text(encoding="utf-8")).get("sent")
-    except (OSError, ValueError, AttributeError):
-        return None  # no record, or a damaged one
-    return sent if isinstance(sent, dict) else None
 
 
 def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Any]) -> None:
@@ -159,7 +146,7 @@ def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: d
     thought = sum("thinking" in outcome.rule for outcome in outcomes.values())
     if thought:
         say(f"{thought} judgments were read after the judge's thoughts, the last verdict counting")
-    served = {str(row["served_by"]) for rows in replies.rows.values() for row in rows if "served_by" in row}
+    served = {str(row["served_by"]) for rows in replies.rows.values() for row in rows if row.get("served_by")}
     if others := sorted(served - {args.judge}):
         warn(f"asked for {args.judge}, the endpoint answered as {', '.join(others)}")
 

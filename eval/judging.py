@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from benchmarks.base import AFTER_THINKING, RULES, Judging, Outcome, Task, find_labels
@@ -16,24 +15,26 @@ from simpo.console import UserError
 from simpo.folder import Journal
 
 JOURNAL = "replies.jsonl"
+NUMBER = (int, float)
+FIELDS = {"question_id": (str, int), "part": int, "attempt": int, "content": str, "failed": str, "time": NUMBER}
 MOST_ALONE = 3  # requests that may fail before the first reply: an endpoint that refuses all is not asked 800 times
 
 
 class Replies:
     """The replies to a benchmark's tasks, of earlier runs and of this one.
 
-    A journal's row is a reply (see `Judge.ask`) or {failed: why there is none}, with question_id, part and attempt;
-    attempt 1 begins a task anew.
+    A journal's row is a reply (see `Judge.ask`) with question_id, part, attempt (1 begins a task anew), time, and
+    failed: empty, or why there is no reply.
 
     Args:
         retry_failed: forget the failures of earlier runs.
     """
 
     def __init__(self, work: Path, judging: Judging, retry_failed: bool = False):
-        self.work, self.judging, self.lock = work, judging, Lock()
+        self.work, self.judging = work, judging
         self.rows: dict[Any, list[Row]] = {task.key: [] for task in judging.tasks}
-        for row in Journal.read(work, JOURNAL):
-            if is_reply(row) and (key := (row["question_id"], row["part"])) in self.rows:
+        for row in Journal.read(work, JOURNAL, FIELDS):
+            if (key := (row["question_id"], row["part"])) in self.rows:
                 self.rows[key] = [*(self.rows[key] if row["attempt"] > 1 else []), row]
         self.found = any(self.rows.values())
         if retry_failed:
@@ -48,7 +49,7 @@ class Replies:
         rows = self.rows[task.key]
         whole = self.whole(rows)
         return (
-            any("failed" in row for row in rows)
+            any(row["failed"] for row in rows)
             or any(self.decides(row) for row in whole)
             or len(whole) >= self.judging.attempts
             or len(rows) - len(whole) >= 2  # cut, and cut again with more room
@@ -56,8 +57,8 @@ class Replies:
 
     def whole(self, rows: list[Row]) -> list[Row]:
         """The replies that were not cut."""
-        replies = [row for row in rows if "failed" not in row]
-        return replies if self.judging.may_be_cut else [row for row in replies if row["finish_reason"] != "length"]
+        replies = [row for row in rows if not row["failed"]]
+        return replies if self.judging.may_be_cut else [row for row in replies if row.get("finish_reason") != "length"]
 
     def decides(self, row: Row) -> bool:
         return not self.judging.patterns or bool(find_labels(heard(row), self.judging.patterns))
@@ -86,17 +87,16 @@ class Replies:
     def keep(self, journal: Journal, task: Task, result: Row) -> None:
         """Append a reply or a failure."""
         rows = self.rows[task.key]
-        row = {"question_id": task.question_id, "part": task.part, "attempt": len(rows) + 1, **result}
-        row["time"] = time.time()
-        with self.lock:
-            journal.append(row)
+        row = {"question_id": task.question_id, "part": task.part, "attempt": len(rows) + 1}
+        row |= {"content": "", "failed": "", **result, "time": time.time()}
+        journal.append(row)
         rows.append(row)
 
     def outcome(self, task: Task) -> Outcome:
         """What came of a task that is done."""
         rows = self.rows[task.key]
         whole = self.whole(rows)
-        failed = next((row["failed"] for row in rows if "failed" in row), None)
+        failed = next((row["failed"] for row in rows if row["failed"]), None)
         if not failed and not whole:
             failed = cut(rows)
         thinks = any(thought(row) for row in whole)
@@ -104,16 +104,6 @@ class Replies:
         labels = next((labels for row in whole if (labels := find_labels(heard(row), self.judging.patterns))), [])
         judgment = "\n".join(row["content"] for row in whole)
         return Outcome(RULES[rule](labels) if labels else None, judgment, rule, failed, rows)
-
-
-def is_reply(row: Any) -> bool:
-    """Whether a row of the journal is one; a damaged one is as if it were not there."""
-    fields = {"question_id": (str, int), "part": int, "attempt": int, "time": (int, float)}
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in fields.items()):
-        return False
-    return "failed" in row or (
-        {"finish_reason", "served_by", "usage"} <= row.keys() and isinstance(row.get("content"), str)
-    )
 
 
 def thought(row: Row) -> bool:
@@ -146,8 +136,8 @@ def work_off(judge: Judge, replies: Replies, label: str, started: Callable[[], N
     """
     from tqdm import tqdm
 
-    pending, journal = replies.pending(), Journal(replies.work, JOURNAL)
-    proven = any("failed" not in row for rows in replies.rows.values() for row in rows)  # by an earlier run
+    pending, journal = replies.pending(), Journal(replies.work, JOURNAL, FIELDS)
+    proven = any(not row["failed"] for rows in replies.rows.values() for row in rows)  # by an earlier run
     refused: list[tuple[Task, Refusal]] = []  # since the last reply
 
     def settle() -> None:
@@ -183,8 +173,9 @@ def work_off(judge: Judge, replies: Replies, label: str, started: Callable[[], N
 def spread(tasks: list[Task]) -> list[Task]:
     """The tasks with a few from all over the list first, so that the first ones asked are not of one difficult
     question."""
-    first = [tasks[number * len(tasks) // MOST_ALONE] for number in range(min(MOST_ALONE, len(tasks)))]
-    return first + [task for task in tasks if task not in first]
+    few = min(MOST_ALONE, len(tasks))
+    first = [number * len(tasks) // few for number in range(few)]
+    return [tasks[number] for number in [*first, *sorted(set(range(len(tasks))) - set(first))]]
 
 
 def finished(

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Hashable, Iterable
@@ -132,17 +131,6 @@ def refuse_gaps(
 def shorten(text: str, width: int = 60) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 3]}..."
-
-
-def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Write a whole .jsonl file or nothing: beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def find_file(folder: str, pattern: str, needed: bool = True) -> Path | None:

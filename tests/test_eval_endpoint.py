@@ -9,6 +9,7 @@ from judge_server import FOR_A_WHILE, KEY, preference_reply, serving
 from judge_world import ARENA, answers, judge_files
 
 import judge
+import judging
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,13 @@ def test_what_no_request_gets_past(fails, monkeypatch, tmp_path, fault, most, wo
         assert words in message and server.url in message
         assert len(server.refused) == most
     assert not list((tmp_path / "out").rglob("mine.jsonl"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 50])
+def test_the_first_ones_asked_are_from_all_over(count):
+    tasks = list(range(count))
+    order = judging.spread(tasks)
+    assert sorted(order) == tasks and order[:3] == [n * count // min(3, count) for n in range(min(3, count))]
 
 
 def test_address_without_v1(fails, tmp_path):

@@ -209,9 +209,9 @@ def completion(outcome: Outcome) -> Row:
     if outcome.failed:
         return {"text": ""}
     reply = outcome.replies[-1]
-    choice = {"finish_reason": reply["finish_reason"], "index": 0, "logprobs": reply.get("logprobs")}
+    choice = {"finish_reason": reply.get("finish_reason"), "index": 0, "logprobs": reply.get("logprobs")}
     choice["message"] = {"content": reply["content"], "role": "assistant"}
-    return choice | {"text": reply["content"], "total_tokens": (reply["usage"] or {}).get("total_tokens")}
+    return choice | {"text": reply["content"], "total_tokens": (reply.get("usage") or {}).get("total_tokens")}
 
 
 def finish(row: Row, outcome: Outcome | None) -> Row:

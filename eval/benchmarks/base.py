@@ -9,8 +9,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from decoding import Decoding, Settings
 from published import Point, published_points, published_rows
-from records import Row, read_rows, refuse_gaps, refuse_repeats, write_lines
+from records import Row, read_rows, refuse_gaps, refuse_repeats
 from simpo.console import UserError
+from simpo.files import write_rows
 from thoughts import take_off
 
 REMEDY = "generate the rest, or name the matching files with --questions and --answers"
@@ -252,7 +253,7 @@ class Benchmark:
 
     def write_answers(self, path: Path, rows: list[Row]) -> None:
         """Write the whole answer file or nothing."""
-        write_lines(path, rows)
+        write_rows(path, rows)
 
     def answer(self, row: Row) -> tuple[str | int, str, list[str]]:
         """(question key, model, text of each turn) of a row of an answer file; a row out of form raises a LookupError
@@ -327,7 +328,7 @@ class Benchmark:
 
     def write_judgments(self, path: Path, rows: list[Row]) -> None:
         """Write the whole judgment file or nothing."""
-        write_lines(path, rows)
+        write_rows(path, rows)
 
     # --- score
 
