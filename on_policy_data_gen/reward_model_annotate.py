@@ -33,7 +33,7 @@ from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say
 from simpo.files import weights_digest, write_json
-from simpo.folder import check_settings, lock_folder
+from simpo.folder import check_settings, lock_folder, recorded_settings
 
 SETTINGS = "annotate_settings.json"
 
@@ -117,7 +117,8 @@ def main() -> None:
     rows, counts = load_rows(args)
     from rewards import Options, load_reward_model
 
-    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code)
+    recorded = recorded_settings(Path(args.output_dir) / SETTINGS).get("chat_template_kwargs")
+    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code, recorded)
     source = load_reward_model(args.reward_model, options)
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
     with lock, joined_processes() as processes:

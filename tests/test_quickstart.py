@@ -91,6 +91,75 @@ def grade(*argv: str, cwd) -> str:
     return result.stdout
 
 
+def run_stages(out: Path, script: str, **settings: str) -> subprocess.CompletedProcess:
+    """A script with the stages' functions; `make FILE` is a stage's command that writes FILE and says so."""
+    make = 'make() { mkdir -p "$(dirname "$1")"; echo whole > "$1"; echo "making $1"; made=("$(dirname "$1")"); }'
+    words = ["env", f"OUT={out}", *(f"{k}={v}" for k, v in settings.items()), "bash", "-c"]
+    return run_script(*words, f"set -euo pipefail; . {QUICKSTART}/stages.sh; {make}; {script}")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda out: (out / "a" / "file").write_text(""),
+        lambda out: (out / "a" / "file").unlink(),
+        lambda out: (out / "stages" / "one").write_text(""),
+    ],
+)
+def test_a_marker_does_not_outlive_what_its_stage_made(tmp_path, damage):
+    out = tmp_path / "out"
+    two = 'stage one make "$out/a/file"; stage two make "$out/b/file"'
+    assert run_stages(out, two).stdout.count("making") == 2
+    (out / "a" / "another").write_text("of the user")
+    assert "making" not in run_stages(out, two).stdout
+    damage(out)
+    again = run_stages(out, two)
+    assert again.stdout.count("making") == 1 and "stage one is done again" in again.stdout, again.stderr
+    assert (out / "a" / "file").read_text() == "whole\n"
+    assert "making" not in run_stages(out, two).stdout
+
+
+def test_seed_of_a_folder(tmp_path):
+    assert run_stages(tmp_path, "true", SEED="3").returncode == 0
+    assert "SEED=3" in run_stages(tmp_path, "true", SEED="4").stderr
+    (tmp_path / "seed").write_text("")  # as a full disk leaves it
+    assert run_stages(tmp_path, "true", SEED="3").returncode == 0
+    assert (tmp_path / "seed").read_text() == "3\n"
+
+
+def test_data_are_written_again_over_what_a_kill_left(tmp_path, monkeypatch):
+    argv = ["make_data.py", "--output", str(tmp_path / "data"), "--scale", "0.01"]
+    monkeypatch.setattr(sys, "argv", argv)
+    make_data.main()
+    whole = {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*")) if path.is_file()}
+    (tmp_path / "data" / "prompts.jsonl").write_text('{"prompt": "What')
+    (tmp_path / "data" / "sft" / "train.jsonl").unlink()
+    make_data.main()
+    assert whole == {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_a_script_ends_all_that_it_started(tmp_path, number, status):
+    """... commands, what they start, and jobs in the background, although the signal goes to the script alone."""
+    started = tmp_path / "started"
+    sleeper = f"""{sys.executable} -c "
+import subprocess, time
+child = subprocess.Popen(['sleep', '600'])
+open('{started}', 'a').write(str(child.pid) + chr(10))
+time.sleep(600)" """
+    script = f". {ROOT}/scripts/children.sh; background run {sleeper}; run {sleeper}"
+    process = subprocess.Popen(["bash", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True)
+    while not started.exists() or started.read_text().count("\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    assert not any(
+        Path(f"/proc/{pid}/stat").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        for pid in started.read_text().split()
+    )
+
+
 @pytest.mark.slow
 def test_the_whole_loop_killed_and_started_again(tmp_path):
     """run.sh on little data: killed with all its processes while the policy and the reward model are trained, then run

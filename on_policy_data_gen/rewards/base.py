@@ -27,6 +27,8 @@ class Options(NamedTuple):
     max_length: int | None = None
     """Longest prompt and response together, in tokens; longer ones are cut."""
     trust_remote_code: bool = False
+    template_variables: dict[str, Any] | None = None
+    """Of the model's chat template, as an earlier run recorded them: the date, if it writes one."""
 
 
 class Outcome(NamedTuple):

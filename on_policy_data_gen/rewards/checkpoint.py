@@ -17,6 +17,7 @@ from conversations import to_messages
 from rewards.base import CannotScore, Options, Outcome, RewardSource, Unit
 from rewards.batches import Encoded, score_batches
 from simpo.chat.ids import ContentGuard, chat_ids
+from simpo.chat.variables import fix_variables
 from simpo.console import UserError
 
 CUT = "cut to the longest length"
@@ -50,6 +51,10 @@ class Checkpoint(RewardSource):
             raise UserError(f"reward_model: cannot load {argument}: {error}") from error
         self.check()
         self.tokenizer.model_max_length = 10**9  # the model's own limit counts
+        self.variables = None
+        if self.tokenizer.chat_template is not None:  # one date for all scores of a folder, if it writes one
+            template = self.tokenizer.get_chat_template()
+            self.variables = fix_variables(self.tokenizer, template, options.template_variables)
         self.guard = ContentGuard(self.tokenizer)
         self.model: PreTrainedModel | None = None
         self.positions = position_limit(self.config)
@@ -76,7 +81,7 @@ class Checkpoint(RewardSource):
             raise UserError(f"reward_model: {self.argument} cannot score anything: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        return {"max_length": self.options.max_length}
+        return {"max_length": self.options.max_length, "chat_template_kwargs": self.variables}
 
     def encode(self, unit: Unit) -> Encoded:
         """A unit as the model takes it, within its limits. Special tokens spelt out in its texts are tokenized as text.
