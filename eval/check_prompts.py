@@ -15,13 +15,12 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from benchmarks import find, names
-from command_line import ArgumentParser
 from decoding import Settings
 from prompting import Prompter, load_tokenizer
 from simpo.chat.template import resolve_chat_template
 from simpo.chat.variables import fix_variables
 from simpo.config import H4ArgumentParser, read_yaml
-from simpo.console import UserError, command, say
+from simpo.console import ArgumentParser, UserError, command, say
 
 QUESTION, ANSWER, SECOND = "What is the capital of France?", "Paris, as you know.", "And of Italy?"
 USER = [{"role": "user", "content": QUESTION}]

@@ -20,10 +20,9 @@ from typing import Any
 
 from benchmarks import find, names
 from benchmarks.base import Benchmark, ScoreFiles
-from command_line import ArgumentParser
 from records import Row
 from score_plot import plot_bars, plot_win_rates
-from simpo.console import UserError, command, say
+from simpo.console import ArgumentParser, UserError, command, say
 from simpo.files import write_json
 
 

@@ -1,5 +1,6 @@
 """What a person running a script sees: plain lines from the main process, errors without tracebacks, an exit status."""
 
+import argparse
 import atexit
 import ctypes
 import functools
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -160,3 +161,15 @@ def quiet_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """For command lines with positional words; mistakes are UserErrors, one line like all others."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message} (--help shows what there is)")

@@ -24,6 +24,22 @@ def is_adapter_folder(name: str) -> bool:
     return (Path(name) / "adapter_config.json").is_file()
 
 
+def merge_command(adapter: str) -> str:
+    """What a user types to make a whole model of an adapter."""
+    return f"python scripts/merge.py {adapter} {adapter.rstrip('/')}-merged"
+
+
+def check_whole_model(name: str, key: str) -> None:
+    """As `check_model`, for programs that cannot take an adapter.
+
+    Raises:
+        UserError: see there; or it is an adapter.
+    """
+    check_model(name, key)
+    if is_adapter_folder(name):
+        raise UserError(f"{key}: {name} is a LoRA adapter: merge it into its base first ({merge_command(name)})")
+
+
 def check_model(name: str, key: str) -> None:
     """Refuse a folder that holds no whole model or adapter; names on the hub pass.
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from crashes import contents, stops_of
 
 from simpo.console import UserError
 from simpo.files import read_own, write_json, write_rows
@@ -177,3 +178,35 @@ def test_a_lock_that_nothing_came_of_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be written: File exists"):
         lock_folder(tmp_path / "file").__enter__()
+
+
+# ---- kills -------------------------------------------------------------------------------------------------------
+
+
+def test_kills_lose_and_double_nothing(tmp_path):
+    """A command as all of them are: journal what is finished, then write the whole file."""
+    folder = tmp_path / "out"
+    asked = []
+
+    def main() -> None:
+        with lock_folder(folder):
+            done = list(Journal.read(folder, "x.jsonl", {"n": int}))
+            check_settings(folder / "settings.json", {"a": 1}, has_output=bool(done))
+            journal = Journal(folder, "x.jsonl", {"n": int})
+            for n in range(len(done), 4):
+                asked.append(n)
+                journal.append({"n": n, "text": f"answer {n}"})
+            write_rows(folder / "all.jsonl", Journal.read(folder, "x.jsonl", {"n": int}))
+
+    stops = stops_of(main, folder, tmp_path / "stops")
+    assert asked == [0, 1, 2, 3]
+    whole = contents(folder, "*.json*", "journal/*.jsonl")
+    assert len(whole) == 3 and {"its end", "os.rename all.jsonl", "writing x.jsonl"} <= {stop.before for stop in stops}
+    again = []
+    for stop in stops:
+        stop.restore()
+        asked.clear()
+        main()
+        assert contents(folder, "*.json*", "journal/*.jsonl") == whole, stop
+        again.append(len(asked))
+    assert again == sorted(again, reverse=True) and set(again) == set(range(5))  # only what was in flight

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simpo.console import UserError
+from simpo.model_files import check_whole_model
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -88,8 +89,9 @@ def engine_settings(
     On a CPU requests with seeds of their own fail under chunked prefill, and compiling takes longer than it saves.
 
     Raises:
-        UserError: unknown attention_backend, or vLLM cannot read the model.
+        UserError: unknown attention_backend; an adapter or damaged files; or vLLM cannot read the model.
     """
+    check_whole_model(model, "model")
     set_defaults()
     from vllm.platforms import current_platform
 

@@ -23,7 +23,7 @@ from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say, warn
 from simpo.model_files import check_tokenizer
 from simpo.train.checkpoints import check_architecture
-from simpo.train.weights import check_vocabulary, choose_attention, get_model_config, load_causal_lm
+from simpo.train.weights import check_vocabulary, choose_attention, get_model_config, load_causal_lm, refuse_float16
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -205,7 +205,7 @@ def load_model(model_args: ModelArguments, dtype: torch.dtype | str) -> PreTrain
         UserError: no such model, damaged files, encoder-decoder, float16 weights, or an adapter under ZeRO-3.
     """
     quantization = get_quantization_config(model_args)
-    return load_causal_lm(
+    model = load_causal_lm(
         model_args,
         code_revision=model_args.model_code_revision,
         trust_remote_code=model_args.trust_remote_code,
@@ -214,6 +214,8 @@ def load_model(model_args: ModelArguments, dtype: torch.dtype | str) -> PreTrain
         quantization_config=quantization,
         device_map=get_kbit_device_map() if quantization and not is_deepspeed_zero3_enabled() else None,
     )
+    refuse_float16(model)
+    return model
 
 
 def model_identity(name: str) -> str:

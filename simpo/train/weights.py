@@ -11,7 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.config import ModelArguments
 from simpo.console import UserError, warn
-from simpo.model_files import check_model
+from simpo.model_files import check_model, is_adapter_folder, merge_command
 
 
 def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
@@ -35,25 +35,30 @@ def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
     return config
 
 
-def base_model(name: str, model_args: ModelArguments) -> tuple[str, str | None, str]:
+def base_model(name: str, model_args: ModelArguments, key: str = "model_name_or_path") -> tuple[str, str | None, str]:
     """Name and revision of what has to be loaded first, and whose setting it is: an adapter's base, or the model.
+
+    Args:
+        key: the setting that gave the name.
 
     Raises:
         UserError: damaged files, or a base that is neither a folder nor a name on the hub.
     """
-    check_model(name, "model_name_or_path")
+    check_model(name, key)
     try:
         if not is_adapter_model(name, model_args.model_revision):
-            return name, model_args.model_revision, "model_name_or_path"
+            return name, model_args.model_revision, key
         from peft import PeftConfig
 
         base = PeftConfig.from_pretrained(name, revision=model_args.model_revision).base_model_name_or_path
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model_name_or_path: cannot load {name}: {error}") from error
+        raise UserError(f"{key}: cannot load {name}: {error}") from error
     key = f"base_model_name_or_path in the adapter_config.json of {name}"
     if not base:
         raise UserError(f"{key}: not given; name the model that the adapter belongs to")
     check_model(base, key)
+    if is_adapter_folder(base):
+        raise UserError(f"{key}: {base} is an adapter itself: merge it first ({merge_command(base)})")
     return base, model_args.base_model_revision, key
 
 
@@ -110,7 +115,17 @@ def load_named_model(name: str, init_kwargs: dict[str, Any] | None) -> PreTraine
     )
     attention = choose_attention(kwargs.pop("attn_implementation", None), get_model_config(model_args).model_type)
     trust = model_args.trust_remote_code
-    return load_causal_lm(model_args, dtype=dtype, attn_implementation=attention, trust_remote_code=trust, **kwargs)
+    model = load_causal_lm(model_args, dtype=dtype, attn_implementation=attention, trust_remote_code=trust, **kwargs)
+    refuse_float16(model)
+    return model
+
+
+def refuse_float16(model: PreTrainedModel) -> None:
+    """Raise a UserError for float16 weights, whose gradients overflow."""
+    if model.dtype == torch.float16:
+        raise UserError(
+            f"{model.name_or_path} stores float16 weights, which cannot be trained: ask for another torch_dtype"
+        )
 
 
 def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel:
@@ -124,29 +139,40 @@ def load_causal_lm(model_args: ModelArguments, **kwargs: Any) -> PreTrainedModel
     """
     name = model_args.model_name_or_path
     base, revision, key = base_model(name, model_args)
-    adapter = base != name
-    if adapter and is_deepspeed_zero3_enabled():
+    if base != name and is_deepspeed_zero3_enabled():
         raise UserError(
             f"model_name_or_path: {name} is a LoRA adapter, which cannot be merged under ZeRO-3: merge it first "
-            f"(python scripts/merge.py {name} FOLDER) and name that folder"
+            f"({merge_command(name)}) and name that folder"
         )
+    model = load_base(base, key, revision=revision, **kwargs)
+    if base != name:
+        model = merge_adapter(model, name, model_args.model_revision)
+        model.requires_grad_(True)  # PEFT had frozen the base weights
+    return model
+
+
+def load_base(name: str, key: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a whole causal language model.
+
+    Args:
+        key: the setting that named it, for the message.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        UserError: it cannot be loaded, or its files lack tensors (which would be left random).
+    """
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, use_safetensors=True, output_loading_info=True, **kwargs
+            name, use_safetensors=True, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: cannot load {base}: {error}") from error
+        raise UserError(f"{key}: cannot load {name}: {error}") from error
     tied = model.all_tied_weights_keys  # under ZeRO-3 reported as missing
     if missing := sorted(set(info["missing_keys"]) - set(tied)):
         raise UserError(
-            f"{key}: the weights in {base} are not those of its config.json ({type(model).__name__}): {len(missing)} "
+            f"{key}: the weights in {name} are not those of its config.json ({type(model).__name__}): {len(missing)} "
             f"tensors are missing, such as {missing[0]}"
         )
-    if adapter:
-        model = merge_adapter(model, name, model_args.model_revision)
-        model.requires_grad_(True)  # PEFT had frozen the base weights
-    if model.dtype == torch.float16:
-        raise UserError(f"{name} stores float16 weights, which cannot be trained: drop torch_dtype: auto")
     return model
 
 
@@ -161,9 +187,25 @@ def merge_adapter(model: PreTrainedModel, adapter: str, revision: str | None = N
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
-            return PeftModel.from_pretrained(model, adapter, revision=revision).merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        untie_adapted_embeddings(adapted.get_base_model())
+        return adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
         raise UserError(
             f"the adapter {adapter} does not fit its base {model.name_or_path} (was one of them resized or replaced "
             f"since?): {error}"
         ) from error
+
+
+def untie_adapted_embeddings(model: PreTrainedModel) -> None:
+    """Give embeddings and head a weight each where they share one and an adapter changes only one of them.
+
+    Merged into the shared weight, the update would change the other as well, which training did not.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(isinstance(layer, BaseTunerLayer) for layer in (embeddings, head)) and head.weight is embeddings.weight:
+        own = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        own.weight = torch.nn.Parameter(own.weight.detach().clone())
+        model.config.tie_word_embeddings = False
