@@ -1,98 +1,61 @@
 """The fast path against the plain one: values, every gradient, whole trainings."""
 
-import itertools
-
 import pytest
 import torch
 from conftest import make_pairs
 from datasets import Dataset, DatasetDict
-from tiny_models import tiny_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from model_families import CASES, MIXED, PATHS, difference, results, tiny
 from simpo.config import DataArguments
 from simpo.console import UserError
 from simpo.data.pairs import format_pairs
-from simpo.logps.families import LogitShape
+from simpo.logps.checked import excerpt
+from simpo.logps.families import FAMILIES, LogitShape
 from simpo.logps.fused import FastPath, choose_path, fast_logps
 from simpo.logps.head import HeadLogps
 from simpo.logps.layout import lay_out
-from simpo.logps.plain import plain_logps
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
 
-FAMILIES = {
-    "llama": {},
-    "llama tied": {"tie_word_embeddings": True},
-    "llama eager": {"attn_implementation": "eager"},
-    "mistral": {"sliding_window": 7},
-    "mistral wide": {"sliding_window": 500},
-    "gemma2 sdpa": {"sliding_window": 500, "attn_implementation": "sdpa"},
-    "gemma2": {"sliding_window": 7, "final_logit_softcapping": 3.0, "attn_implementation": "eager"},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
-}
-PATHS = [FastPath(True, *flags) for flags in itertools.product((False, True), repeat=2)]
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    settings = dict(FAMILIES[request.param])
-    attention = settings.pop("attn_implementation", "sdpa")
-    family = request.param.split()[0]
-    folder = tiny_model(tmp_path_factory.mktemp("model"), family, initializer_range=0.2, **settings)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+@pytest.fixture(scope="module", params=CASES)
+def model(request):
+    found = tiny(request.param)
     if request.param == "llama":
-        loaded.lm_head.bias = nn.Parameter(torch.randn(loaded.config.vocab_size))
-    return loaded
+        found.lm_head.bias = nn.Parameter(torch.randn(found.config.vocab_size))
+    return found
 
 
-def make_batch(pairs: list[tuple[int, int, int, int]]) -> dict[str, torch.Tensor]:
-    """Pairs of (prompt tokens, chosen tokens, rejected tokens, prompt tokens at the end that differ)."""
-    torch.manual_seed(1)
-    width = max(prompt + max(chosen, rejected) for prompt, chosen, rejected, _ in pairs)
-    shape = (2 * len(pairs), width)
-    batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "labels": torch.full(shape, -100)}
-    batch["attention_mask"] = torch.zeros(shape, dtype=torch.long)
-    for number, (prompt, chosen, rejected, differ) in enumerate(pairs):
-        ids = torch.randint(4, 300, (prompt,))
-        for row, length in ((number, chosen), (number + len(pairs), rejected)):
-            own = ids.clone()
-            own[prompt - differ :] = torch.randint(4, 300, (differ,))
-            response = torch.randint(4, 300, (length,))
-            batch["input_ids"][row, : prompt + length] = torch.cat([own, response])
-            batch["labels"][row, prompt : prompt + length] = response
-            batch["attention_mask"][row, : prompt + length] = 1
-    return batch
-
-
-# long and short, a prompt whose last token differs, one-token responses, a prompt shared in part, no prompt at all
-MIXED = make_batch([(12, 9, 17, 0), (20, 1, 1, 1), (3, 14, 2, 0), (9, 5, 5, 4), (0, 8, 6, 0)])
-
-
-def results_and_gradients(model, function):
-    model.zero_grad()
-    found = function()
-    torch.manual_seed(2)
-    (found.sums * torch.randn(len(found.sums))).sum().backward()
-    return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+# for what does not depend on the family: kinds of attention, windows, soft-caps
+some_models = pytest.mark.parametrize("model", ["llama", "llama eager", "mistral", "gemma2 eager"], indirect=True)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_equal_to_the_plain_path(model, path, rows):
-    expected, gradients = results_and_gradients(model, lambda: plain_logps(model, **MIXED, with_weights=True))
-    found, others = results_and_gradients(
-        model,
-        lambda: fast_logps(model, model, path, **MIXED, with_weights=True, chunk_logits=rows * model.config.vocab_size),
-    )
-    for name in ("sums", "lengths", "mean_logits", "log_weights"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
-    assert gradients.keys() == others.keys() == dict(model.named_parameters()).keys()
-    for name, gradient in gradients.items():
-        scale = gradient.abs().max().item()
-        torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-5 * max(scale, 1), msg=name)
+def test_equal_to_the_plain_path(model, path):
+    """Every family: values, the router's loss, and the gradient of every parameter that has one."""
+    expected = results(model)
+    found = results(model, path, chunk_logits=7 * model.config.vocab_size)
+    assert found.logps.lengths.tolist() == expected.logps.lengths.tolist()
+    assert (found.logps.router_loss is None) == (not getattr(model.config, "output_router_logits", False))
+    off = difference(found, expected)
+    assert off.values < 5e-5 and off.gradients < 1e-5, off
+    assert expected.gradients.keys() == dict(model.named_parameters()).keys()
 
 
+@some_models
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_chunks_change_nothing(model, rows):
+    found = results(model, PATHS[-1], chunk_logits=rows * model.config.vocab_size)
+    assert max(difference(found, results(model))) < 1e-4
+
+
+def test_every_family_is_tried():
+    assert {case.split()[0] for case in CASES} == set(FAMILIES)
+
+
+@some_models
 def test_the_model_is_left_as_it_was(model):
     ids = MIXED["input_ids"][:1, :10]
     before = model(ids).logits
@@ -101,17 +64,17 @@ def test_the_model_is_left_as_it_was(model):
     torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0)
 
 
+@some_models
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_bf16_differs_by_its_own_noise(model, checkpointing):
     """Against float32, the fast path under bf16 autocast is no further off than the plain one (twice, at most)."""
-    exact = plain_logps(model, **MIXED).sums
+    exact = results(model).logps.sums
     if checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            plain, gradients = results_and_gradients(model, lambda: plain_logps(model, **MIXED))
-            found, others = results_and_gradients(model, lambda: fast_logps(model, model, PATHS[-1], **MIXED))
+            (plain, gradients), (found, others) = results(model), results(model, PATHS[-1])
     finally:
         model.eval()
         model.gradient_checkpointing_disable()
@@ -121,6 +84,7 @@ def test_bf16_differs_by_its_own_noise(model, checkpointing):
         assert (others[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
 
 
+@some_models
 def test_lora_and_a_frozen_head(model):
     from peft import LoraConfig, get_peft_model
 
@@ -128,15 +92,13 @@ def test_lora_and_a_frozen_head(model):
     try:
         path = choose_path(adapted, SimPOConfig(output_dir="unused", max_length=64, max_prompt_length=32))
         assert path.fused and path.shared_prompt
-        expected, gradients = results_and_gradients(adapted, lambda: plain_logps(adapted, **MIXED))
-        found, others = results_and_gradients(adapted, lambda: fast_logps(adapted, adapted, path, **MIXED))
+        expected, found = results(adapted), results(adapted, path)
     finally:
         adapted.unload()
         model.requires_grad_(True)
-    torch.testing.assert_close(found.sums, expected.sums, rtol=1e-5, atol=1e-5)
-    assert gradients.keys() == others.keys() and all("lora" in name for name in gradients)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-5 * max(1, gradient.abs().max().item()))
+    assert all("lora" in name for name in expected.gradients)
+    off = difference(found, expected)
+    assert off.values < 1e-4 and off.gradients < 1e-5, off
 
 
 def test_head_against_autograd_in_double_precision():
@@ -205,12 +167,44 @@ def test_twenty_steps_are_the_same(texts, tokenizer, model_folder, tmp_path, set
     for run in runs:
         run.train()
     fast, slow = (run.state.log_history[:-1] for run in runs)
-    assert len(fast) == 20 and str(choose_path(runs[0].model, runs[0].args)).startswith("without logits, shared")
+    assert len(fast) == 20
+    assert [str(path).split(",")[0] for run in runs for path in run.log_probs.paths.values()] == [
+        "without logits",
+        "plain",
+    ]
     for a, b in zip(fast, slow, strict=True):
         for name, value in b.items():
             assert a[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     for (name, a), b in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Doubled(LlamaForCausalLM):
+    """What an update of transformers, or a model's own code, may do to a forward that is in the table."""
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+
+
+def test_a_changed_forward_is_found_out(texts, tokenizer, tmp_path, model_folder, capsys):
+    doubled = Doubled.from_pretrained(model_folder, dtype=torch.float32)
+    batch = next(iter(trainer(texts, tokenizer, tmp_path, doubled, fused_logps=False).get_train_dataloader()))
+    expected = trainer(texts, tokenizer, tmp_path, doubled, fused_logps=False).concatenated_forward(doubled, batch)
+    found = trainer(texts, tokenizer, tmp_path, doubled).concatenated_forward(doubled, batch)
+    torch.testing.assert_close(found.chosen_logps, expected.chosen_logps, rtol=0, atol=0)
+    assert "warning: log-probs: by the plain path after all" in capsys.readouterr().err
+    with pytest.raises(UserError, match="fused_logps: it does not give this model's own log-probabilities"):
+        trainer(texts, tokenizer, tmp_path, doubled, fused_logps=True).concatenated_forward(doubled, batch)
+
+
+def test_what_is_tried_is_short():
+    """Around the start of the first pair's responses, and with labels of both."""
+    batch = {name: values.repeat_interleave(30, dim=1) for name, values in MIXED.items()}
+    tried = excerpt(batch, -100)
+    assert tried["input_ids"].shape == (2, 128)
+    assert (tried["labels"] != -100).any(dim=1).all() and (tried["labels"][:, :64] == -100).all()
 
 
 def test_what_is_chosen_and_refused(tmp_path, model_folder):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import make_pairs
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from simpo.config import DataArguments
 from simpo.console import UserError
 from simpo.data.pairs import format_pairs
 from simpo.train.launcher import remove_stale_build_locks
+from simpo.train.trainer import prepare_policy
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
 
@@ -102,6 +103,24 @@ def test_dropout_is_off(pairs, args, tokenizer, model_folder):
     trainer.model.train()
     batch = trainer.data_collator([trainer.train_dataset[0]])
     first, second = (trainer.concatenated_forward(trainer.model, batch).chosen_logps for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "dropouts"),
+    [
+        ("starcoder2", {"residual_dropout": 0.5, "embedding_dropout": 0.5}),
+        ("opt", {"dropout": 0.5, "layerdrop": 0.5, "word_embed_proj_dim": 32}),
+        ("gpt2", {"resid_pdrop": 0.5}),
+    ],
+)
+def test_dropout_that_is_no_layer_is_off(args, family, dropouts):
+    """Models apply it as a function too, by a number that they keep in an attribute."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(family, **sizes, **heads, **dropouts)
+    model = prepare_policy(AutoModelForCausalLM.from_config(config), args, None).train()
+    first, second = (model(torch.arange(16).view(1, 16)).logits for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 

@@ -22,26 +22,38 @@ class Head(NamedTuple):
     softcap: str | None = None
 
 
-AS_IT_IS, CAPPED, TIMES = Head(), Head(softcap="final_logit_softcapping"), Head(times="logit_scale")
+AS_IT_IS, CAPPED = Head(), Head(softcap="final_logit_softcapping")
+TIMES, DIVIDED = Head(times="logit_scale"), Head(divided_by="logits_scaling")
 FAMILIES: dict[str, Head] = {
     "cohere": TIMES,
     "cohere2": TIMES,
+    "exaone4": AS_IT_IS,
     "gemma": AS_IT_IS,
     "gemma2": CAPPED,
     "gemma3_text": CAPPED,
+    "glm4": AS_IT_IS,
+    "gpt_neox": AS_IT_IS,
     "gpt_oss": AS_IT_IS,
-    "granite": Head(divided_by="logits_scaling"),
+    "granite": DIVIDED,
+    "granitemoe": DIVIDED,
     "llama": AS_IT_IS,
+    "ministral3": AS_IT_IS,
     "mistral": AS_IT_IS,
     "mixtral": AS_IT_IS,
+    "olmo": AS_IT_IS,
     "olmo2": AS_IT_IS,
     "olmo3": AS_IT_IS,
+    "olmoe": AS_IT_IS,
+    "phi": AS_IT_IS,
     "phi3": AS_IT_IS,
     "qwen2": AS_IT_IS,
     "qwen2_moe": AS_IT_IS,
     "qwen3": AS_IT_IS,
     "qwen3_moe": AS_IT_IS,
+    "seed_oss": AS_IT_IS,
     "smollm3": AS_IT_IS,
+    "stablelm": AS_IT_IS,
+    "starcoder2": AS_IT_IS,
 }
 """By config.model_type."""
 

@@ -336,8 +336,9 @@ def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: 
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0  # applied as a function, not a layer
+            for name, value in vars(module).items():  # applied as functions: attention_dropout, residual_dropout, ...
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
     return model
 
 
