@@ -7,7 +7,7 @@ PUBLIC = {  # name: the module it comes from
     "DataArguments": "simpo.config",
     "H4ArgumentParser": "simpo.config",
     "ModelArguments": "simpo.config",
-    "apply_chat_template": "simpo.chat.template",
+    "apply_chat_template": "simpo.chat.format",
     "get_checkpoint": "simpo.train.checkpoints",
     "get_datasets": "simpo.data.load",
     "get_kbit_device_map": "simpo.train.model",

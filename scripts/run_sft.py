@@ -7,10 +7,10 @@ The loss is on every token, or with completion_only_loss on the last answer's. T
 that templates that write BOS get it once.
 """
 
-from simpo.chat.template import apply_chat_template
+from simpo.chat.format import apply_chat_template
 from simpo.console import UserError, command
 from simpo.data.load import get_datasets
-from simpo.data.pairs import map_rows, tokenizer_key
+from simpo.data.mapping import map_rows, tokenizer_key
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy
 from simpo.train.run import start_run, train_and_save

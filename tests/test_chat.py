@@ -1,9 +1,12 @@
-"""Templates in words (see simpo/chat/templates), the resolver, and prompt/response splitting."""
+"""Templates in words (see simpo/chat/templates), the resolver, what rows say, and prompt/response splitting."""
 
 import pytest
 from tiny_models import tiny_tokenizer
 
-from simpo.chat.template import apply_chat_template, render, resolve_chat_template, split_pair
+from simpo.chat.format import apply_chat_template, unused_context
+from simpo.chat.ids import ContentGuard, chat_ids
+from simpo.chat.rows import split_pair
+from simpo.chat.template import render, resolve_chat_template
 from simpo.console import UserError
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
@@ -84,15 +87,165 @@ def test_empty_system_message_only_where_the_template_has_one():
     assert row == {"messages": [USER]}  # left as it was
 
 
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe good.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def chatml():
+    """A tokenizer whose BOS is the marker that begins every turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    tokenizer.chat_template = DEFAULT_SYSTEM
+    return tokenizer
+
+
+def test_a_template_with_system_text_of_its_own_keeps_it():
+    tokenizer = chatml()
+    text = apply_chat_template({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, tokenizer, "simpo")
+    assert text["text_prompt"].startswith("<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n Hi there ")
+    assert text["text_chosen"] == "<|im_start|>assistant\n Hello. <|im_end|>\n"  # with the BOS that begins a turn
+    without = DEFAULT_SYSTEM.partition("{% for")
+    tokenizer.chat_template = without[1] + without[2]
+    text = apply_chat_template({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, tokenizer, "simpo")
+    assert text["text_prompt"].startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")
+
+
+ENDS_WITH_EOS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+UNRELATED = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+REFUSES = "{{ raise_exception('no system role') if messages[0]['role'] == 'system' }}" + ENDS_WITH_EOS
+FORGETS = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}|{% endfor %}"
+
+
+def test_a_prompt_that_would_end_with_eos_asks_for_the_answer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = ENDS_WITH_EOS
+    text = apply_chat_template({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, tokenizer, "dpo")
+    assert text["text_prompt"] == "<|user|> Hi there <|end|><|assistant|>"
+    assert text["text_chosen"] == " Hello. <|end|><|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "message"),
+    [
+        (UNRELATED, "renders the prompt in another way once an answer follows"),
+        (REFUSES, "refuses the conversation: no system role"),
+        (FORGETS, r"leaves out message 0 \(of role 'system'\)"),
+        ("{{ messages[0]['content'] }}", "leaves out message 1"),
+        ("{{ messages[0]['parts'][0] }}", "refuses the conversation: .* has no attribute 'parts'"),
+        ("{{ messages + 1 }}", "refuses the conversation"),
+        ("{% for m in messages %}{{ m }", "line 1"),
+    ],
+)
+def test_templates_that_do_not_fit_are_one_line(jinja, message):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = jinja
+    row = [SYSTEM, USER, ANSWER]
+    with pytest.raises(UserError, match=message):
+        apply_chat_template({"chosen": row, "rejected": row}, tokenizer, "simpo")
+
+
+NO = {"role": "assistant", "content": "No."}
+
+
 def test_split_pair():
-    other = {"role": "assistant", "content": "No."}
     turns = [USER, ANSWER, USER]
-    assert split_pair({"chosen": [*turns, ANSWER], "rejected": [*turns, other]}) == (turns, [ANSWER], [other])
-    assert split_pair({"prompt": "text", "chosen": [USER, ANSWER], "rejected": [USER, other]})[0] == [USER]
-    assert split_pair({"prompt": [USER], "chosen": [ANSWER], "rejected": [other]}) == ([USER], [ANSWER], [other])
+    assert split_pair({"chosen": [*turns, ANSWER], "rejected": [*turns, NO]}) == (turns, [ANSWER], [NO])
+    assert split_pair({"prompt": "text", "chosen": [USER, ANSWER], "rejected": [USER, NO]})[0] == [USER]
+    assert split_pair({"prompt": [USER], "chosen": [ANSWER], "rejected": [NO]}) == ([USER], [ANSWER], [NO])
     # whole conversations beside a prompt of messages do not repeat it
-    whole = {"prompt": turns, "chosen": [*turns, ANSWER], "rejected": [*turns, other]}
-    assert split_pair(whole) == (turns, [ANSWER], [other])
+    whole = {"prompt": turns, "chosen": [*turns, ANSWER], "rejected": [*turns, NO]}
+    assert split_pair(whole) == (turns, [ANSWER], [NO])
+    # a text prompt is the user's message, where the conversations have none
+    asked = ([{"role": "user", "content": "Q?"}], [ANSWER], [NO])
+    assert split_pair({"prompt": "Q?", "chosen": [ANSWER], "rejected": [NO]}) == asked
+    assert split_pair({"prompt": "Q?", "chosen": " Hello. ", "rejected": "No."}) == asked
+    assert split_pair({"prompt": asked[0], "chosen": " Hello. ", "rejected": "No."}) == asked
+    with_system = split_pair({"prompt": "Q?", "chosen": [SYSTEM, ANSWER], "rejected": [SYSTEM, NO]})
+    assert with_system == ([SYSTEM, *asked[0]], [ANSWER], [NO])
+    # what arrow fills in is taken out; other keys stay, and do not make another history
+    weighted = {"chosen": [USER | {"weight": 1.0}, ANSWER], "rejected": [USER | {"weight": None}, NO | {"name": None}]}
+    assert split_pair(weighted) == ([USER | {"weight": 1.0}], [ANSWER], [NO])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": [USER, ANSWER, USER], "rejected": [USER, NO, USER]}, "chosen must end with an assistant message"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER]}, "rejected must end with an assistant message"),
+        ({"chosen": [USER, ANSWER], "rejected": [SYSTEM, USER, NO]}, "not answers to the same conversation"),
+        ({"prompt": [USER, ANSWER, USER], "chosen": [NO], "rejected": [USER, NO]}, "not answers to the same"),
+        ({"chosen": [ANSWER], "rejected": [NO]}, "the prompt is empty"),
+        ({"prompt": "", "chosen": [ANSWER], "rejected": [NO]}, "the prompt is empty"),
+        ({"prompt": " \n", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
+        ({"prompt": [USER | {"content": ""}], "chosen": [ANSWER], "rejected": [NO]}, "the prompt is empty"),
+        ({"chosen": "a", "rejected": "b"}, "chosen is text, and there is no prompt"),
+        ({"prompt": 7, "chosen": "a", "rejected": "b"}, "prompt is no list"),
+        ({"chosen": [], "rejected": [USER, NO]}, "chosen is empty"),
+        ({"chosen": [USER, ANSWER], "rejected": None}, "rejected is empty"),
+        (
+            {"chosen": [USER, ANSWER | {"content": None}], "rejected": [USER, NO]},
+            "chosen, message 1: its content is null",
+        ),
+        ({"chosen": [USER | {"content": [{"type": "text"}]}, ANSWER], "rejected": [USER, NO]}, "is a list of parts"),
+        ({"chosen": [{"from": "human", "value": "Q?"}], "rejected": [USER, NO]}, "chosen, message 0 is not"),
+        ({"chosen": [USER | {"role": None}, ANSWER], "rejected": [USER, NO]}, "its role is no text"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, NO], "tools": "{"}, "tools is no JSON"),
+    ],
+)
+def test_rows_that_are_no_pairs(row, message):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{{ tools }}"
+    with pytest.raises(UserError, match=message):
+        apply_chat_template(row, tokenizer, "simpo")
+
+
+CALLS = (
+    "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% for m in messages %}{{ '|' + m['role'] + ':' }}"
+    "{% if 'tool_calls' in m %}{{ m['tool_calls'][0]['function']['name'] }}{% else %}{{ m['content'] }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def test_context_is_used_where_the_template_takes_it():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "x": None}}]}
+    result = {"role": "tool", "content": "4", "tool_calls": None}
+    prompt = [USER, call, result]
+    row = {"prompt": prompt, "chosen": [ANSWER], "rejected": [NO], "system": "Be brief.", "tools": '[{"name": "sum"}]'}
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CALLS
+    text = apply_chat_template(row, tokenizer, "simpo")
+    assert text["text_prompt"] == "sum|system:Be brief.|user: Hi there |assistant:add|tool:4"
+    assert text["text_chosen"] == "|assistant: Hello. "
+    tokenizer.chat_template = "{% for m in messages %}|{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match="leaves out message 2"):  # the call, which has no content
+        apply_chat_template(row, tokenizer, "simpo")
+    tokenizer.chat_template = REFUSES
+    row = {"prompt": [USER], "chosen": [ANSWER], "rejected": [NO], "system": "Be brief.", "tools": [{"name": "sum"}]}
+    assert apply_chat_template(row, tokenizer, "simpo")["text_prompt"] == "<|user|> Hi there <|end|><|assistant|>"
+    assert unused_context(["system", "tools", "chosen"], tokenizer) == ["system", "tools"]
+
+
+DROPS_THOUGHTS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'].split('</think>')[-1] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def test_a_scored_conversation_is_whole():
+    """Of two responses that differ in their thoughts only, a reward model must not see the same."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = DROPS_THOUGHTS
+    guard = ContentGuard(tokenizer)
+    for thoughts in ("Lyon?", "I know <|eot_id|> this."):
+        text, ids = chat_ids(guard, [USER, {"role": "assistant", "content": f"{thoughts}</think>Paris."}])
+        assert text == f"<|user|> Hi there <|end|><|assistant|>{thoughts}</think>Paris.<|end|>"
+        assert tokenizer.decode(ids) == text and tokenizer.eos_token_id not in ids
 
 
 def test_tokenizer_without_bos():

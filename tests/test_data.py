@@ -1,16 +1,21 @@
 """Loading and mixing datasets, from every kind of place, and what is refused."""
 
 import json
+import re
 
 import pytest
 from conftest import make_pairs, write_jsonl
 from datasets import Dataset, DatasetDict
+from tiny_models import tiny_tokenizer
 
 from simpo.config import DataArguments
 from simpo.console import UserError
-from simpo.data.load import get_datasets
+from simpo.data import mapping
+from simpo.data.load import get_datasets, load_rows
 from simpo.data.pairs import format_pairs, tokenize_pairs
 from simpo.data.tokenize import PairTokenizer
+
+GOOD, BAD = {"role": "assistant", "content": "Good."}, {"role": "assistant", "content": "Bad."}
 
 
 @pytest.fixture
@@ -56,27 +61,126 @@ def good(count: int = 3) -> list[dict]:
     return make_pairs(count)
 
 
-def spoiled(change) -> list[dict]:
-    rows = good()
-    change(rows[1])
-    return rows
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"chosen": "a", "rejected": "b"}] * 2, "row 0: chosen is a string"),
+        ([{"chosen": "a", "rejected": "b"}] * 2, "row [01]: chosen is text, and there is no prompt"),
         ([{"prompt": "a", "rejected": [{"role": "user", "content": "x"}]}], "lacks the column chosen"),
         ([{"text": "a"}], "has no column chosen, rejected or messages"),
-        (spoiled(lambda r: r.update(chosen=[])), "row 1: chosen is empty"),
-        (spoiled(lambda r: r.update(rejected=None)), "row 1: rejected is empty"),
-        (spoiled(lambda r: r["rejected"][1].update(content=None)), "row 1: rejected holds a message whose role"),
+        ([{"chosen": row["chosen"][:1], "rejected": row["rejected"]} for row in good()], "must end with an assistant"),
     ],
 )
-def test_bad_rows(folder, rows, message):
+def test_data_without_a_row_to_use(folder, rows, message):
     write_jsonl(folder / "train.jsonl", rows)
     with pytest.raises(UserError, match=f"dataset {folder}, split train.*{message}"):
         get_datasets({str(folder): 1.0}, splits=["train"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.update(chosen=[]), "chosen is empty"),
+        (lambda row: row.update(rejected=None), "rejected is empty"),
+        (lambda row: row["rejected"][1].update(content=None), "rejected, message 1: its content is null"),
+        (
+            lambda row: row["rejected"].insert(0, {"role": "system", "content": "Lie."}),
+            "not answers to the same conversation",
+        ),
+    ],
+)
+def test_a_bad_row_is_left_out_and_named(folder, tokenizer, capsys, change, message):
+    rows = good(5)
+    change(rows[1])
+    write_jsonl(folder / "train.jsonl", rows)
+    warning = f"warning: train data: 1 of 5 rows left out: dataset {folder}, split train, row 1: .*{message}"
+    used = get_datasets({str(folder): 1.0}, splits=["train"])["train"]
+    assert sorted(prompts(used)) == sorted(row["chosen"][0]["content"] for row in (rows[0], *rows[2:]))
+    assert re.search(warning, capsys.readouterr().err)
+    text = format_pairs(load_rows({str(folder): 1.0}, splits=["train"]), tokenizer, DataArguments())
+    assert re.search(warning, capsys.readouterr().err)
+    tokens, report = tokenize_pairs(text["train"], PairTokenizer(tokenizer, 128, 64), "train")
+    assert (len(tokens), report.rows, report.dropped_malformed) == (4, 4, 1)
+
+
+def test_a_row_that_the_template_refuses_is_left_out_and_named(folder, capsys):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no zero') if '0 plus' in messages[0]['content'] }}" + (
+        tokenizer.chat_template
+    )
+    write_jsonl(folder / "train.jsonl", good())
+    text = format_pairs(load_rows({str(folder): 1.0}, splits=["train"]), tokenizer, DataArguments())["train"]
+    assert "split train, row 0: the chat template refuses the conversation: no zero" in capsys.readouterr().err
+    assert tokenize_pairs(text, PairTokenizer(tokenizer, 128, 64), "train")[1].dropped_malformed == 1
+
+
+SPELLINGS = {
+    "whole": [
+        {"chosen": [{"role": "user", "content": "A?"}, GOOD], "rejected": [{"role": "user", "content": "A?"}, BAD]}
+    ],
+    "text": [{"prompt": "B?", "chosen": "Good.", "rejected": "Bad.", "score": 1.5}],
+    "answers": [{"prompt": "C?", "chosen": [GOOD], "rejected": [BAD]}],
+    "messages": [{"prompt": [{"role": "user", "content": "D?"}], "chosen": [GOOD], "rejected": [BAD]}],
+    "weights": [
+        {
+            "prompt": [{"role": "user", "content": "E?", "weight": 1.0}],
+            "chosen": [GOOD | {"tool_calls": []}],
+            "rejected": [BAD | {"name": "x"}],
+            "tools": [{"name": "add", "parameters": {"x": 1}}],
+            "system": None,
+        },
+        {"prompt": [{"role": "user", "content": "F?"}], "chosen": [GOOD], "rejected": [BAD], "tools": [{"name": "f"}]},
+    ],
+}
+
+
+def test_datasets_of_every_spelling_mix(folder, tokenizer, capsys):
+    for name, rows in SPELLINGS.items():
+        write_jsonl(folder / name / "train.jsonl", rows)
+    mixer = {str(folder / name): 1.0 for name in SPELLINGS}
+    text = format_pairs(load_rows(mixer, ["train"], shuffle=False), tokenizer, DataArguments())["train"]
+    question = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert text["prompt"][:] == [question.format(f"{letter}?") for letter in "ABCDEF"]
+    assert set(text["chosen"]) == {f"{header}Good.<|eot_id|>"} and set(text["rejected"]) == {f"{header}Bad.<|eot_id|>"}
+    assert capsys.readouterr().err.endswith("the chat template has no use for the data's column tools: left out\n")
+
+
+def test_datasets_that_do_not_mix_are_named(folder):
+    write_jsonl(folder / "a" / "train.jsonl", good())
+    write_jsonl(folder / "b" / "train.jsonl", [{"messages": row["chosen"]} for row in good()])
+    with pytest.raises(UserError, match=f"dataset {folder / 'b'}, split train: has no columns chosen and rejected"):
+        get_datasets({str(folder / "a"): 1.0, str(folder / "b"): 1.0}, ["train"])
+    write_jsonl(folder / "c" / "train.jsonl", [row | {"label": "yes"} for row in good()])
+    write_jsonl(folder / "d" / "train.jsonl", [row | {"label": 1} for row in good()])
+    with pytest.raises(UserError, match=f"dataset {folder / 'd'}, split train: its column label is of another type"):
+        get_datasets({str(folder / "c"): 1.0, str(folder / "d"): 1.0}, ["train"])
+
+
+def test_messages_keep_what_the_template_may_use(folder):
+    call = {"id": 7, "function": {"name": "add", "arguments": {"x": [1, None]}}}
+    rows = [
+        {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]},
+        {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]},
+    ]
+    write_jsonl(folder / "train.jsonl", rows)
+    assert get_datasets({str(folder): 1.0}, ["train"], shuffle=False)["train"]["messages"][:] == [
+        row["messages"] for row in rows
+    ]
+
+
+def test_what_has_no_effect_or_disagrees_is_said(capsys):
+    data = DatasetDict(train=Dataset.from_list(good()))
+    tokenizer = tiny_tokenizer(template="mistral")  # which has no header
+    format_pairs(data, tokenizer, DataArguments(header_in_prompt=True))
+    assert "header_in_prompt: has no effect in 3 of 3 rows of the train data" in capsys.readouterr().err
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    format_pairs(data, tokenizer, DataArguments(header_in_prompt=True))
+    warnings = capsys.readouterr().err
+    assert "in 3 of 3 rows the answer does not go on from the prompt" in warnings and "<think>\\n" in warnings
+    assert "header_in_prompt: has no effect in 3 of 3" in warnings
+    format_pairs(data, tiny_tokenizer(), DataArguments(header_in_prompt=True))
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_bad_settings(folder):
@@ -140,3 +244,22 @@ def test_another_template_is_not_served_from_the_cache(tokenizer, folder):
         tokenizer.chat_template = template
     assert json.dumps(own["train"][0]) != json.dumps(other["train"][0])
     assert format_pairs(data, tokenizer, DataArguments(header_in_prompt=True))["train"][0] != own["train"][0]
+
+
+def test_another_version_of_the_code_is_not_served_from_the_cache(tokenizer, folder, monkeypatch):
+    write_jsonl(folder / "train.jsonl", good())
+    data = get_datasets({str(folder): 1.0}, ["train"])
+
+    def prepared() -> list[str]:
+        text = format_pairs(data, tokenizer, DataArguments())["train"]
+        return [text._fingerprint, tokenize_pairs(text, PairTokenizer(tokenizer, 128, 64), "train")[0]._fingerprint]
+
+    before = prepared()
+    assert prepared() == before
+    (folder / "chat").mkdir()
+    (folder / "chat" / "template.py").write_text("changed")
+    monkeypatch.setattr(mapping, "CODE", folder)
+    mapping.code_version.cache_clear()
+    after = prepared()
+    mapping.code_version.cache_clear()
+    assert not set(before) & set(after)

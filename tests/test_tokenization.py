@@ -9,7 +9,8 @@ import torch
 from tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
-from simpo.chat.template import apply_chat_template, resolve_chat_template
+from simpo.chat.format import apply_chat_template
+from simpo.chat.template import resolve_chat_template
 from simpo.console import UserError
 from simpo.data.tokenize import PairTokenizer, PreferenceCollator
 

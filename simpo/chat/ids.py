@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
+from simpo.chat.answers import render_whole
 from simpo.chat.template import Messages, render
 
 
@@ -46,9 +47,16 @@ class ContentGuard:
 
 
 def chat_ids(guard: ContentGuard, messages: Messages, add_generation_prompt: bool = False) -> tuple[str, list[int]]:
-    """Render a conversation; return its text and its token ids, special tokens as the template writes them."""
+    """Render a conversation; return its text and its token ids, special tokens as the template writes them.
+
+    Raises:
+        UserError: the template refuses it, or leaves something out of a conversation that ends with an answer.
+    """
     protected = [message | {"content": guard.protect(message["content"])} for message in messages]
-    text = render(guard.tokenizer, protected, add_generation_prompt)
+    if protected[-1]["role"] == "assistant" and not add_generation_prompt:
+        text = render_whole(guard.tokenizer, protected)
+    else:
+        text = render(guard.tokenizer, protected, add_generation_prompt)
     return guard.restore(text), guard.ids(text)
 
 

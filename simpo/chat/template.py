@@ -1,19 +1,17 @@
-"""Conversations to text: the one place that chooses a chat template, and the one that applies it.
+"""The one place that chooses a chat template, and the one that applies it."""
 
-Messages are lists of {"role": ..., "content": ...}. For preference data the prompt is everything before the last
-message, and each response is rendered alone, so with Llama-3's template the assistant header belongs to the response
-(the published models were trained so; `header_in_prompt` moves it).
-"""
-
+import re
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from simpo.console import UserError
 
 TEMPLATES = {path.stem: path for path in (Path(__file__).parent / "templates").glob("*.jinja")}
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]  # {"role": ..., "content": ...}, and whatever else the template uses
 
 
 class ChatTemplate(NamedTuple):
@@ -57,8 +55,34 @@ def resolve_chat_template(
     return ChatTemplate(TEMPLATES["zephyr"].read_text(), "built-in zephyr (the tokenizer has none)")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    add_generation_prompt: bool = False,
+    tools: list[Any] | None = None,
+) -> str:
+    """Render a conversation with the tokenizer's template.
+
+    Raises:
+        UserError: the template refuses it, or is no valid Jinja.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateSyntaxError as error:
+        raise UserError(f"chat_template: line {error.lineno}: {error.message}") from error
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # whatever its code runs into
+        raise UserError(f"the chat template refuses the conversation: {error}") from error
+
+
+def check_syntax(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a UserError where the tokenizer's template is no valid Jinja."""
+    try:
+        render(tokenizer, [{"role": "user", "content": "Hi"}])
+    except UserError as error:
+        if isinstance(error.__cause__, TemplateSyntaxError):
+            raise
 
 
 def with_system_message(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Messages:
@@ -66,69 +90,38 @@ def with_system_message(messages: Messages, tokenizer: PreTrainedTokenizerBase) 
     template = tokenizer.chat_template or ""
     if messages[0]["role"] == "system" or not ("system" in template or "<|im_start|>" in template):
         return messages
+    if not takes_system_message(tokenizer, template, "") or writes_own_system_text(tokenizer, template):
+        return messages
     return [{"role": "system", "content": ""}, *messages]
 
 
-def without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
+@lru_cache(maxsize=8)
+def takes_system_message(tokenizer: PreTrainedTokenizerBase, template: str, content: str = "Be brief.") -> bool:
+    """Whether the template (the tokenizer's) renders a system message, and its content."""
+    messages = [{"role": "system", "content": content}, {"role": "user", "content": "Hi"}]
+    try:
+        return content in render(tokenizer, messages)
+    except UserError:
+        return False
 
 
-def split_pair(example: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
-    """Return the (prompt, chosen, rejected) messages of a preference row.
+@lru_cache(maxsize=8)
+def writes_own_system_text(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether the template (the tokenizer's) writes more than special tokens before the first message."""
+    contents = ("First question?", "First answer.", "Second question?")
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    try:
+        text = render(tokenizer, messages)
+    except UserError:
+        return False
+    for token in sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True):
+        text = text.replace(token, "\0")
+    lead, between = text.partition(contents[0])[0], text.partition(contents[1])[2].partition(contents[2])[0]
+    own = next(lead[:end] for end in range(len(lead) + 1) if between.endswith(lead[end:]))  # less the user's header
+    return bool(own.strip("\0 \n"))
 
-    A `prompt` of messages is used as it is; a chosen or rejected conversation that repeats it loses the repetition.
-    Otherwise the prompt is all but the last message of `chosen`.
-    """
-    prompt, chosen, rejected = example.get("prompt"), example["chosen"], example["rejected"]
-    if not isinstance(prompt, list):
-        return chosen[:-1], chosen[-1:], rejected[-1:]
 
-    def answer(messages: Messages) -> Messages:
-        repeats = len(messages) > len(prompt) and messages[: len(prompt)] == prompt
-        return messages[len(prompt) :] if repeats else messages
-
-    return prompt, answer(chosen), answer(rejected)
-
-
-def apply_chat_template(
-    example: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    task: Literal["sft", "generation", "simpo", "dpo"],
-    auto_insert_empty_system_msg: bool = True,
-    header_in_prompt: bool = False,
-) -> dict[str, Any]:
-    """Add the text of a row's conversations, rendered with the tokenizer's template.
-
-    Args:
-        example: a row with `messages` (sft, generation), or with `chosen` and `rejected` (simpo, dpo: the same).
-        header_in_prompt: move the assistant header from the responses to the prompt.
-
-    Returns:
-        The row with `text` (sft, generation), or `text_prompt`, `text_chosen` and `text_rejected` (simpo, dpo).
-
-    Raises:
-        ValueError: unknown task, or the columns that the task needs are missing.
-    """
-    needed = {"sft": ("messages",), "generation": ("messages",)}.get(task, ("chosen", "rejected"))
-    if task not in ("sft", "generation", "simpo", "dpo") or not all(column in example for column in needed):
-        raise ValueError(f"task {task!r} needs the columns {needed}, found {list(example)}")
-    example = example.copy()  # of its own type: `Dataset.map` removes columns from the row type that it passes
-    if task in ("sft", "generation"):
-        messages = example["messages"]
-        if auto_insert_empty_system_msg:
-            messages = with_system_message(messages, tokenizer)
-        example["text"] = render(tokenizer, messages, add_generation_prompt=task == "generation")
-        return example
-
-    prompt, chosen, rejected = split_pair(example)
-    if auto_insert_empty_system_msg:
-        prompt = with_system_message(prompt, tokenizer)
-    text_prompt = render(tokenizer, prompt)
-    text_chosen, text_rejected = (without_bos(render(tokenizer, r), tokenizer) for r in (chosen, rejected))
-    if header_in_prompt:
-        header = render(tokenizer, prompt, add_generation_prompt=True).removeprefix(text_prompt)
-        if text_chosen.startswith(header) and text_rejected.startswith(header):
-            text_prompt += header
-            text_chosen, text_rejected = text_chosen.removeprefix(header), text_rejected.removeprefix(header)
-    example |= {"text_prompt": text_prompt, "text_chosen": text_chosen, "text_rejected": text_rejected}
-    return example
+def uses(template: str, name: str) -> bool:
+    """Whether a template mentions a variable, or a key of the messages."""
+    return re.search(rf"\b{name}\b", template) is not None

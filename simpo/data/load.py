@@ -1,18 +1,25 @@
-"""Datasets: load them from the hub or from disk, check their rows, mix them in the original's order."""
+"""Datasets: load them from the hub or from disk, bring their rows to one form, mix them in the original's order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Json, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 
+from simpo.chat.rows import clean_messages, read_tools, split_pair
 from simpo.config import DataArguments
-from simpo.console import UserError
+from simpo.console import UserError, warn
+from simpo.data.mapping import map_rows
 
-COLUMNS_TO_KEEP = ["messages", "chosen", "rejected", "prompt", "completion", "label"]
+COLUMNS_TO_KEEP = ["messages", "chosen", "rejected", "prompt", "completion", "label", "system", "tools"]
 SHUFFLE_SEED = 42  # the original's, whatever the run's seed
+PAIR = ("prompt", "chosen", "rejected")
+# One form for all datasets, so that they mix: as JSON, messages may have any keys.
+FEATURES = {name: Json() for name in (*PAIR, "messages", "tools")}
+FEATURES |= {name: Value("string") for name in ("system", "source", "problem")}
+NAMED_PROBLEMS = 3
 
 
 def get_datasets(
@@ -22,7 +29,31 @@ def get_datasets(
     columns_to_keep: list[str] | None = None,
     shuffle: bool = True,
 ) -> DatasetDict:
-    """Load and mix datasets into `train` and `test`.
+    """Load and mix datasets into `train` and `test` (see `load_rows`), without the rows that cannot be used.
+
+    How many these are, and the first of them, is said in a warning.
+
+    Raises:
+        UserError: a dataset, split or column is missing, no row can be used, a fraction is outside [0, 1].
+    """
+    datasets = load_rows(data_config, splits, configs, columns_to_keep, shuffle)
+    for kind, dataset in datasets.items():
+        problems = dataset["problem"]
+        name_problems(f"{kind} data", problems)
+        if any(problems):
+            dataset = dataset.select([row for row, problem in enumerate(problems) if not problem])
+        datasets[kind] = dataset.remove_columns(["source", "problem"])
+    return datasets
+
+
+def load_rows(
+    data_config: DataArguments | Mapping[str, float],
+    splits: list[str] | None = None,
+    configs: list[str] | None = None,
+    columns_to_keep: list[str] | None = None,
+    shuffle: bool = True,
+) -> DatasetDict:
+    """Load and mix datasets into `train` and `test`, their rows in one form.
 
     Of each dataset, in order: the first int(fraction * rows) of every split whose name holds "train", all of every
     split whose name holds "test". Both results are shuffled with seed 42.
@@ -31,11 +62,17 @@ def get_datasets(
         data_config: the data arguments, or their `dataset_mixer`.
         splits, configs, columns_to_keep: taken from the data arguments when not given.
 
+    Returns:
+        Rows of: chosen and rejected (whole conversations) and prompt (what they share), where all datasets have pairs;
+        messages, where all have those; system and tools, where any has; other columns to keep, where all have them;
+        source (dataset, split and row) and problem (why the row cannot be used, or null).
+
     Raises:
-        UserError: a dataset, split or column is missing, a row is malformed, a fraction is outside [0, 1].
+        UserError: a dataset, split or column is missing, a fraction is outside [0, 1].
     """
+    num_proc = None
     if isinstance(data_config, DataArguments):
-        mixer = data_config.dataset_mixer
+        mixer, num_proc = data_config.dataset_mixer, data_config.preprocessing_num_workers
         splits = splits or data_config.dataset_splits
         configs = configs or data_config.dataset_configs
     else:
@@ -46,7 +83,7 @@ def get_datasets(
     if configs and len(configs) != len(mixer):
         raise UserError(f"dataset_configs: {len(configs)} names for {len(mixer)} datasets in dataset_mixer")
 
-    parts: dict[str, list[Dataset]] = {"train": [], "test": []}
+    parts: dict[str, dict[str, Dataset]] = {"train": {}, "test": {}}
     for position, (name, fraction) in enumerate(mixer.items()):
         if not 0 <= fraction <= 1:
             raise UserError(f"dataset_mixer: the fraction of {name} is {fraction}, must be between 0 and 1")
@@ -54,18 +91,95 @@ def get_datasets(
             kind = "train" if "train" in split else "test" if "test" in split else None
             if kind is None:
                 raise UserError(f"dataset_splits: {split!r} holds neither 'train' nor 'test'")
+            where = f"dataset {name}, split {split}"
             dataset = load_split(name, configs[position] if configs else None, split)
-            check_columns(dataset, f"dataset {name}, split {split}")
+            check_columns(dataset, where)
             keep = set(columns_to_keep or COLUMNS_TO_KEEP)
             dataset = dataset.remove_columns([c for c in dataset.column_names if c not in keep])
             if kind == "train":
                 dataset = dataset.select(range(int(fraction * len(dataset))))
             if len(dataset) == 0:
-                raise UserError(f"dataset {name}, split {split}: no rows")
-            check_rows(dataset, f"dataset {name}, split {split}")
-            parts[kind].append(dataset)
-    mixed = {kind: concatenate_datasets(datasets) for kind, datasets in parts.items() if datasets}
+                raise UserError(f"{where}: no rows")
+            parts[kind][where] = dataset
+    mixed = {kind: mix(datasets, num_proc) for kind, datasets in parts.items() if datasets}
     return DatasetDict({k: d.shuffle(seed=SHUFFLE_SEED) if shuffle else d for k, d in mixed.items()})
+
+
+def mix(datasets: Mapping[str, Dataset], num_proc: int | None) -> Dataset:
+    """Concatenate datasets, named by where they come from, in one form.
+
+    Raises:
+        UserError: one has no pairs (and there are not messages instead), or the same column in another type.
+    """
+    common = set.intersection(*(set(dataset.column_names) for dataset in datasets.values()))
+    found = set.union(*(set(dataset.column_names) for dataset in datasets.values()))
+    if not common & {"chosen", "messages"}:
+        other = next(where for where, dataset in datasets.items() if "chosen" not in dataset.column_names)
+        raise UserError(f"{other}: has no columns chosen and rejected")
+    columns = set(PAIR) if "chosen" in common else set()
+    columns |= (common - set(PAIR)) | (found & {"system", "tools"}) | {"source", "problem"}
+    first, *others = datasets
+    features = {column: FEATURES.get(column) or datasets[first].features[column] for column in sorted(columns)}
+    for where in others:
+        for column in columns - FEATURES.keys():
+            if datasets[where].features[column] != features[column]:
+                raise UserError(f"{where}: its column {column} is of another type than that of {first}")
+    return concatenate_datasets(
+        [
+            map_rows(
+                dataset,
+                read_batch,
+                ("read_batch", where, sorted(columns)),
+                num_proc,
+                batched=True,
+                with_indices=True,
+                fn_kwargs={"where": where, "columns": sorted(columns)},
+                features=Features(features),
+                remove_columns=dataset.column_names,
+                desc="Reading rows",
+            )
+            for where, dataset in datasets.items()
+        ]
+    )
+
+
+def read_batch(
+    batch: Mapping[str, list[Any]], positions: list[int], where: str, columns: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Bring rows to the form of `load_rows`."""
+    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+    read = [read_row(row, f"{where}, row {position}", columns) for row, position in zip(rows, positions, strict=True)]
+    return {column: [row[column] for row in read] for column in columns}
+
+
+def read_row(row: dict[str, Any], source: str, columns: Sequence[str]) -> dict[str, Any]:
+    read: dict[str, Any] = dict.fromkeys(FEATURES) | row | {"source": source, "problem": None}
+    try:
+        if "chosen" in columns:
+            prompt, chosen, rejected = split_pair(row)
+            read |= {"prompt": prompt, "chosen": prompt + chosen, "rejected": prompt + rejected}
+        if "messages" in columns:
+            read["messages"] = clean_messages(row["messages"], "messages")
+        if not isinstance(read["system"], str | None):
+            raise UserError("system is no text")
+        read["tools"] = read_tools(read["tools"])
+    except UserError as error:
+        read |= dict.fromkeys(FEATURES) | {"source": source, "problem": f"{source}: {error}"}
+    return read
+
+
+def name_problems(name: str, problems: Sequence[str | None]) -> None:
+    """Say how many rows are left out, and why the first ones are.
+
+    Raises:
+        UserError: all are.
+    """
+    found = [problem for problem in problems if problem]
+    if found and len(found) == len(problems):
+        raise UserError(f"{name}: none of the {len(found)} rows can be used: {found[0]}")
+    if found:
+        more = "; ..." if len(found) > NAMED_PROBLEMS else ""
+        warn(f"{name}: {len(found)} of {len(problems)} rows left out: {'; '.join(found[:NAMED_PROBLEMS])}{more}")
 
 
 def load_split(name: str, config: str | None, split: str, key: str = "dataset_mixer") -> Dataset:
@@ -111,36 +225,3 @@ def check_columns(dataset: Dataset, where: str) -> None:
         raise UserError(f"{where}: has no column chosen, rejected or messages {found}")
     if len(missing := {"chosen", "rejected"} - set(dataset.column_names)) == 1:
         raise UserError(f"{where}: lacks the column {missing.pop()} {found}")
-
-
-def check_rows(dataset: Dataset, where: str) -> None:
-    """Refuse columns that should hold messages and do not.
-
-    Raises:
-        UserError: names the first bad row (counted from 0 in the source's order) and column.
-    """
-    columns = [c for c in ("chosen", "rejected", "messages") if c in dataset.column_names]
-    row = 0
-    for batch in dataset.select_columns(columns).iter(batch_size=1000):
-        for values in zip(*(batch[c] for c in columns), strict=True):
-            for column, value in zip(columns, values, strict=True):
-                if problem := message_problem(value):
-                    raise UserError(
-                        f"{where}, row {row}: {column} {problem}; expected a list of "
-                        '{"role": ..., "content": ...} messages'
-                    )
-            row += 1
-
-
-def message_problem(value: Any) -> str | None:
-    """Say what is wrong with a value that should be a non-empty list of messages; None when it is one."""
-    if isinstance(value, str):
-        return "is a string"
-    if not isinstance(value, Iterable) or not value:
-        return "is empty"
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            return "holds something that is not a message"
-        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
-            return "holds a message whose role or content is not text"
-    return None

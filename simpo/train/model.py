@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from simpo.chat.template import resolve_chat_template
+from simpo.chat.template import check_syntax, resolve_chat_template
 from simpo.chat.variables import describe, fix_variables
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say, warn
@@ -74,6 +74,7 @@ def get_tokenizer(
             tokenizer, data_args.chat_template, model_args.model_name_or_path, mistral_override
         )
         data_args.chat_template_kwargs = fix_variables(tokenizer, template.jinja, data_args.chat_template_kwargs)
+        check_syntax(tokenizer)
         say(f"chat template: {template.origin}{describe(data_args.chat_template_kwargs)}")
     return tokenizer
 

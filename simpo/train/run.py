@@ -19,7 +19,7 @@ from transformers.integrations import get_available_reporting_integrations
 from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, is_main_process, say, warn
-from simpo.data.load import get_datasets
+from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
 from simpo.logps.attention import attention_name
 from simpo.logps.fused import choose_path
@@ -102,15 +102,12 @@ def load_pairs(data_args: DataArguments, args: TrainingArguments, tokenizer: Pre
     """Load the preference datasets and render them to text.
 
     Raises:
-        UserError: see `get_datasets`; or there is nothing to train on.
+        UserError: see `load_rows` and `format_pairs`; or no split is to be trained on.
     """
     with args.main_process_first(desc="loading data"):
-        raw = get_datasets(data_args)
+        raw = load_rows(data_args, columns_to_keep=[*PAIR, "system", "tools"])
         if "train" not in raw:
             raise UserError("dataset_splits: no split holds 'train' in its name, so there is nothing to train on")
-        for split, dataset in raw.items():
-            if "chosen" not in dataset.column_names:
-                raise UserError(f"{split} data: has no columns chosen and rejected (found: {dataset.column_names})")
         pairs = format_pairs(raw, tokenizer, data_args)
     if args.dataset_num_proc is None:
         args.dataset_num_proc = data_args.preprocessing_num_workers
