@@ -82,9 +82,7 @@ def read_config(path: str | None) -> tuple[str | None, Settings, dict[str, Any]]
 
 def training_example(model: str, training: dict[str, Any]) -> Prompt:
     """Prompt and chosen response of one pair as the trainer reads them, with the training code itself."""
-    from jinja2 import TemplateError
-
-    from simpo.chat.template import apply_chat_template
+    from simpo.chat.format import apply_chat_template
     from simpo.config import DataArguments, ModelArguments
     from simpo.data.tokenize import PairTokenizer
     from simpo.train.model import get_tokenizer
@@ -103,7 +101,7 @@ def training_example(model: str, training: dict[str, Any]) -> Prompt:
         text = apply_chat_template(
             pair, tokenizer, "simpo", data_args.auto_insert_empty_system_msg, data_args.header_in_prompt
         )
-    except TemplateError as error:
+    except UserError as error:
         return Prompt("training example", [], f"the chat template refuses it: {error}")
     rows = {name: [text[f"text_{name}"]] for name in ("prompt", "chosen", "rejected")}
     return Prompt("training example", PairTokenizer(tokenizer, 2048, 1024)(rows)["chosen_input_ids"][0])
