@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from tiny_models import tiny_tokenizer
+from transformers import AutoTokenizer
 
 from benchmarks import find, names
 from benchmarks.base import Question
@@ -86,10 +87,29 @@ def test_real_mistral_tokenizers_agree(check, shared):
     assert check(folder / "mistral_v1")[0] == 0
     status, output = check(folder / "zephyr", ROOT / "training_configs" / "mistral-7b-base-simpo.yaml")
     assert status == 0 and "empty system message" in output
+    instruct = EVAL / "alpacaeval2" / "configs" / "Mistral-7B-Instruct-SimPO.yaml"
+    assert check(folder / "mistral_v1", instruct)[0] == 0
     for name, tokenizer in (("Mistral-7B-Instruct-SimPO", "mistral_v1"), ("Mistral-7B-Base-SFT-SimPO", "zephyr")):
-        assert check(folder / tokenizer, EVAL / "alpacaeval2" / "configs" / f"{name}.yaml")[0] == 0
         assert check(folder / tokenizer, EVAL / "arenahard" / "configs" / name)[0] == 0
         assert check(folder / tokenizer, EVAL / "mt-bench" / f"{name}.yaml")[0] == 0
+
+
+def test_mistral_base_is_asked_as_it_was_trained(shared):
+    """With an empty system message. The space behind BOS is the published file's, and one token to this tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "zephyr")
+    settings = find("alpacaeval2").read_settings(str(EVAL / "alpacaeval2/configs/Mistral-7B-Base-SFT-SimPO.yaml"))
+    asked = Prompter(tokenizer, settings.prompt_template).token_ids([{"role": "user", "content": "Hi"}])
+    trained = tokenizer.apply_chat_template(
+        [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}],
+        add_generation_prompt=True, tokenize=False,
+    )  # fmt: skip
+    space = tokenizer.convert_tokens_to_ids("▁")
+    assert asked == [tokenizer.bos_token_id, space, *tokenizer(trained, add_special_tokens=False)["input_ids"]]
+
+
+def test_the_template_without_bos_is_the_other_one_less_bos():
+    with_bos, without = ((EVAL / "alpacaeval2/templates" / f"llama3{end}.txt").read_text() for end in ("", "-nobos"))
+    assert with_bos == "<|begin_of_text|>" + without
 
 
 # --- planted disagreements
@@ -197,11 +217,12 @@ def test_shipped_configurations(name):
     arena = find("arenahard").read_settings(str(EVAL / "arenahard" / "configs" / name))
     mt = find("mt-bench").read_settings(str(EVAL / "mt-bench" / f"{name}.yaml"))
     assert alpaca.name == arena.name == mt.name == name
-    is_llama = "llama" in name.lower()
-    assert alpaca.decoding.get("stop_token_ids") == ([128001, 128009] if is_llama else None)
+    is_llama, is_gemma = "llama" in name.lower(), "gemma" in name
+    ends = [128001, 128009] if is_llama else [1, 107] if is_gemma else None
+    assert alpaca.decoding.get("stop_token_ids") == ends
     assert ("<|eot_id|>" in alpaca.prompt_template) == is_llama
     assert ("header_id" in Path(arena.chat_template).read_text()) == is_llama
-    assert arena.decoding == {"temperature": 0.0, "max_tokens": 4096}
+    assert arena.decoding == {"temperature": 0.0, "max_tokens": 4096, "stop_token_ids": ends or [2]}
     expected = {"Mistral-7B-Base": (0.7, 2048), "Mistral-7B-Instruct": (0.5, 2048), "Llama-3": (0.9, 4096)}
     for start, (temperature, tokens) in expected.items():
         if name.startswith(start):

@@ -60,7 +60,8 @@ class ArenaHard(Benchmark):
         """The folder with gen_answer_config.yaml and api_config.yaml."""
         folder = Path(path).parent if Path(path).is_file() else Path(path)
         answers = read_yaml(str(folder / "gen_answer_config.yaml"))
-        known = {"name", "bench_name", "temperature", "max_tokens", "num_choices", "model_list"}
+        sampling = {"temperature", "max_tokens", "stop_token_ids"}
+        known = sampling | {"name", "bench_name", "num_choices", "model_list"}
         refuse_unknown(str(folder), answers, known)
         if answers.get("num_choices", 1) != 1:
             raise UserError(f"{folder}: num_choices: Arena-Hard v0.1 judges one answer, found {answers['num_choices']}")
@@ -73,7 +74,7 @@ class ArenaHard(Benchmark):
             raise UserError(f"{folder}: chat_template: there is no file {folder / str(chat_template)}")
         return Settings(
             name=str(models[0]),
-            decoding=checked(str(folder), {k: answers[k] for k in ("temperature", "max_tokens") if k in answers}),
+            decoding=checked(str(folder), {key: answers[key] for key in sampling if key in answers}),
             chat_template=chat_template and str(folder / chat_template),
         )
 
