@@ -215,6 +215,8 @@ def train_and_save(
     finish_split(trainer, "train", metrics)
 
     trainer.model.config.use_cache = True  # off while training; the saved model is for generating
+    if trainer.is_fsdp_enabled:  # its checkpoints may be sharded; the model is saved whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.create_model_card(**card)
 
