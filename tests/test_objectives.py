@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 
 import simpo.objectives
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError
 from simpo.objectives import get_objective, objective_names
 from simpo.objectives.base import Objective, PairOutputs
 from simpo.objectives.losses import dpo_loss, simpo_loss
 from simpo.objectives.wpo import wpo_response_weights, wpo_weights
+from simpo.train.config import config_class
 
 NAMES = {
     "simpo", "wpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic", "ln_dpo", "apo_zero", "apo_down",
@@ -272,28 +276,41 @@ def test_unknown_objectives_name_the_nearest():
         get_objective("xyz")
 
 
-NEW = '''
-from simpo.objectives.base import Objective, PairOutputs, PreferenceLoss, Setting
-
-
-def exponential_loss(pairs: PairOutputs, beta: float) -> PreferenceLoss:
-    """e^(-beta (logp_chosen - logp_rejected)), per token."""
-    losses = (-beta * (pairs.chosen_logps - pairs.rejected_logps)).exp()
-    return PreferenceLoss(losses, beta * pairs.chosen_logps.detach(), beta * pairs.rejected_logps.detach())
-
-
-OBJECTIVE = Objective(
-    name="exponential",
-    loss=exponential_loss,
-    logps="mean",
-    settings=(Setting("beta", 1.0, "Scale of the rewards.", above=0),),
-    paper="[nowhere](https://arxiv.org/abs/0000.00000)",
-)
-'''
+PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 
 
 def test_an_objective_is_one_file(tmp_path, monkeypatch):
-    (tmp_path / "exponential.py").write_text(NEW)
+    """The page's example, as it stands."""
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "OBJECTIVE" in code]
+    (tmp_path / "exponential.py").write_text(example, encoding="utf-8")
     monkeypatch.setattr(simpo.objectives, "__path__", [*simpo.objectives.__path__, str(tmp_path)])
     assert "exponential" in objective_names()
     assert get_objective("exponential").first_loss(SimpleNamespace(beta=3.0)) == 1
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_page_lists_it_with_its_settings(name):
+    objective = get_objective(name)
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {name} |")]
+    _, _, _, reference, settings, _, _ = line.split("|")
+    assert reference.strip() == ("yes" if objective.reference else "-")
+    expected = {setting.name: setting.default for setting in objective.settings} | objective.defaults
+    for key, default in expected.items():
+        shown = str(default).lower() if isinstance(default, str | bool) else f"{default:g}"
+        assert (name, key) == ("wpo", "loss_type") or f"{key} ({shown}" in settings
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training_configs").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_the_objectives_own_configurations(path):
+    """Each parses with its objective, 128 pairs a step, and claims nothing that was not published."""
+    name, text = path.parent.name, path.read_text(encoding="utf-8")
+    if name == "dpo":  # found by the SimPO authors, for run_wpo.py
+        return
+    parser = H4ArgumentParser((ModelArguments, DataArguments, config_class(name)))
+    model_args, _, args = parser.parse([str(path)], {"use_cpu": True})
+    assert args.objective == name and model_args.model_name_or_path == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 4 == 128
+    assert args.output_dir.endswith(path.stem) and path.stem == f"llama-3-8b-instruct-{name}"
+    assert "best" not in text and ("not tuned" in text or name == "cpo")
+    published = {"ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic"}  # rows of the SimPO paper's table
+    assert ("The SimPO paper's search" in text) == (name in published)

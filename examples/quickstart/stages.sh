@@ -89,11 +89,11 @@ score() { # score FOLDER: the best and the worst answer to every prompt become a
     made=("$1/datasets")
 }
 
-prefer() { # prefer SCRIPT CONFIG START DATA NAME: models/NAME from START and pairs, under ZeRO-3 on two processes
+prefer() { # prefer SCRIPT CONFIG START DATA NAME [OPTION...]: models/NAME from START and pairs, ZeRO-3 on two processes
     # float32: matrix products in bf16 are slow under ZeRO-3 on a CPU
     run accelerate launch --config_file accelerate_configs/deepspeed_zero3_cpu.yaml --mixed_precision no \
         "scripts/$1" "$here/$2.yaml" --output_dir="$models/$5" --model_name_or_path="$3" \
-        --dataset_mixer="{\"$4/datasets\": 1.0}" --seed="$SEED"
+        --dataset_mixer="{\"$4/datasets\": 1.0}" --seed="$SEED" "${@:6}"
     made=("$models/$5")
 }
 
