@@ -3,16 +3,15 @@
 import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_script
+from crashes import contents, stops_of
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_tokenizer
 from tiny_reward_models import (
     tiny_armorm,
     tiny_classifier,
@@ -23,7 +22,7 @@ from reward_model_annotate import main, split_pairs
 from rewards import load_reward_model
 from rewards.armorm import ArmoRM
 from simpo.data.load import get_datasets
-from simpo.folder import lock_folder
+from simpo.folder import Journal, lock_folder
 
 SCRIPT = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 
@@ -346,27 +345,43 @@ def test_split_does_not_depend_on_order():
     assert len(split_pairs(pairs[:3], 0.01)["test"]) == 1
 
 
-@pytest.mark.slow
-def test_killed_and_continued(monkeypatch, tmp_path, armorm):
-    """The files of a run that was killed between batches equal those of an uninterrupted one, byte for byte."""
-    candidates = write_candidates(tmp_path / "in.json", 60)
-    argv = ["--generation_file", candidates, "--reward_model", armorm, "--batch_tokens", 500]
-    run(monkeypatch, *argv, "--output_dir", tmp_path / "whole")
-    killed, process = tmp_path / "killed", None
-    words = [sys.executable, SCRIPT, *map(str, argv), "--torch_dtype", "float32", "--output_dir", str(killed)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = killed / "journal" / "scores.0.jsonl"
-    while process.poll() is None and (not journal.is_file() or journal.read_bytes().count(b"\n") < 15):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    finished = journal.read_bytes()
-    with journal.open("ab") as file:
-        file.write(b'{"torn": 0.')
-    run(monkeypatch, *argv, "--output_dir", killed)
-    assert journal.read_bytes().startswith(finished)
-    for name in ("all_outputs_rm.json", "all_outputs_bin.json", "annotate_summary.txt"):
-        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_kills_at_every_file_operation(monkeypatch, tmp_path, armorm):
+    """The same command then writes the same files; no score is computed twice but those in flight."""
+    candidates, out = write_candidates(tmp_path / "in.json", 4, responses=2), tmp_path / "out"
+    argv = ["reward_model_annotate.py", "--torch_dtype", "float32", "--generation_file", str(candidates)]
+    argv += ["--reward_model", armorm, "--batch_tokens", "300", "--output_dir", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr("summary.draw", lambda path, *data: path.write_bytes(b"picture"))  # takes most of the time
+    rows = []
+    forward = ArmoRM.forward
+    monkeypatch.setattr(ArmoRM, "forward", lambda self, **x: rows.append(len(x["input_ids"])) or forward(self, **x))
+    files = ("all_outputs_*.json", "datasets/**/*.arrow", "annotate_*", "journal/*.jsonl")
+    stops = stops_of(main, out, tmp_path / "stops")
+    whole, once = contents(out, *files), list(rows)
+    assert len(whole) > 6 and sum(once) == 8 and len(once) > 2
+    for stop in stops:
+        stop.restore()
+        kept = sum(len(line) for line in Journal.read(out, "scores.*.jsonl"))
+        rows.clear()
+        main()
+        assert contents(out, *files) == whole, stop
+        assert kept + sum(rows) == 8, stop
+
+
+def test_one_date_for_all_scores_of_a_folder(monkeypatch, tmp_path, candidates):
+    """A template that writes today's date: a run on another day goes on with the first one's."""
+    model = tiny_classifier(tmp_path / "rm")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    argv = ["--generation_file", candidates, "--reward_model", model, "--output_dir", tmp_path / "out"]
+    run(monkeypatch, *argv)
+    settings = tmp_path / "out" / "annotate_settings.json"
+    record = json.loads(settings.read_text())
+    assert set(record["chat_template_kwargs"]) == {"strftime_now"}
+    settings.write_text(json.dumps(record | {"chat_template_kwargs": {"strftime_now": "2024-07-26"}}))
+    run(monkeypatch, *argv)
+    assert json.loads(settings.read_text())["chat_template_kwargs"] == {"strftime_now": "2024-07-26"}
 
 
 @pytest.mark.slow
@@ -459,7 +474,7 @@ def test_bad_reward_models(fails, tmp_path, candidates, armorm):
     pickled = Path(tiny_classifier(tmp_path / "pickled"))
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    assert "safetensors" in fails(main, *argv, str(pickled))
+    assert "pickled" in fails(main, *argv, str(pickled))
 
     patternless = Path(shutil.copytree(armorm, tmp_path / "patternless"))
     config = json.loads((patternless / "config.json").read_text())

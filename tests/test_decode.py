@@ -11,13 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import crashes
 import pytest
 import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
+from crashes import stops_of
 from tiny_models import tiny_llama, tiny_tokenizer
 
 import decode
 from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main
+from decoded import finished_responses
 from prompts import load_prompts
 from simpo.console import UserError
 from simpo.engine.vllm import Response, engine_settings, noise_seed, start_engine
@@ -513,6 +516,38 @@ def test_dry_run(monkeypatch, recorded, fails, llama, tmp_path, capsys):
     write_jsonl(tmp_path / "data" / "train_prefs.jsonl", [{"prompt": "a"}])
     argv = command(llama, str(tmp_path / "data"), tmp_path / "out", 1)[2:]
     assert "test_prefs" in fails(main, *argv, "--split", "test_prefs", "--dry_run")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_kills_at_every_file_operation(monkeypatch, recorded, llama, tmp_path, again):
+    """... of a first run, and of one after the data have changed: the same command then ends as if nothing had been."""
+    out, asked = tmp_path / "out", []
+    recorded_generate = decode.generate
+
+    def generate(engine, requests):
+        for response in recorded_generate(engine, requests):
+            asked.append(response.key)
+            yield response
+
+    monkeypatch.setattr(decode, "generate", generate)
+    prompts = ["a", "b", TOO_LONG]
+    if again:
+        answer_prompts(monkeypatch, llama, out, ["b", "leak", "c"], 1, 2)
+        asked.clear()
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    monkeypatch.setattr(sys, "argv", command(llama, str(path), out, 1, 2)[1:])
+    stops = stops_of(main, out, tmp_path / "stops")
+    files = ("*.json", "journal/*.jsonl")
+    whole, once = crashes.contents(out, *files), sorted(asked)
+    assert len(whole) == (6 if again else 4) and len(stops) > 10
+    for stop in stops:
+        stop.restore()
+        kept = [seed for seed in (1, 2) for row in finished_responses(out, [seed])[seed] if row in prompts]
+        asked.clear()
+        main()
+        assert crashes.contents(out, *files) == whole, stop
+        assert len(kept) + len(asked) == 4, stop  # nothing is asked twice
+    assert len(once) == (2 if again else 4)
 
 
 def test_each_engine_gets_its_gpus(monkeypatch):

@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,25 @@ def test_stops_at_the_first_error(tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and "prompt_column" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_test_split_is_found_before_anything_is_decoded(tmp_path):
+    write_jsonl(tmp_path / "prompts" / "train_prefs.jsonl", [{"prompt": "a"}])
+    result = run_pipeline(tmp_path, "model", "prompts", "out")
+    assert result.returncode == 2 and "test_prefs" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_signal_ends_what_is_running(tmp_path):
+    """... although it goes to the script alone."""
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/started\nexec sleep 600\n")
+    (tmp_path / "python").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", PIPELINE, "model", "prompts.jsonl", "out"], cwd=tmp_path, env=env)
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not Path(f"/proc/{(tmp_path / 'started').read_text().strip()}").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
+from crashes import contents, stops_of
 
 from post_process import join_by_prompt, main
 from simpo.folder import lock_folder
@@ -123,6 +124,20 @@ def test_bad_folder(fails, tmp_path):
     assert "finish_reason" in fails(main, "--generation_file_dir", str(tmp_path), "--drop_truncated")
     with lock_folder(tmp_path):
         assert "another run" in fails(main, "--generation_file_dir", str(tmp_path))
+
+
+def test_kills_at_every_file_operation(monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    write_seed(out, 1, {"a": "a1", "b": "b1"})
+    write_seed(out, 2, {"a": "a2", "b": "b2"})
+    monkeypatch.setattr(sys, "argv", ["post_process.py", "--generation_file_dir", str(out)])
+    stops = stops_of(main, out, tmp_path / "stops")
+    whole = contents(out, "*.json")
+    assert len(whole) == 3 and len(stops) > 2
+    for stop in stops:
+        stop.restore()
+        main()
+        assert contents(out, "*.json") == whole, stop
 
 
 def test_real_decodes(shared, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from rewards.batches import Encoded, score_batches
 from simpo.chat.ids import ContentGuard, chat_ids
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError
+from simpo.model_files import check_tokenizer, check_whole_model
 
 CUT = "cut to the longest length"
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError)
@@ -43,6 +44,8 @@ class Checkpoint(RewardSource):
 
     def __init__(self, argument: str, options: Options):
         super().__init__(argument, options)
+        check_whole_model(argument, "reward_model")
+        check_tokenizer(argument, "reward_model")
         raw = read_config(argument)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(argument, trust_remote_code=options.trust_remote_code)

@@ -119,7 +119,7 @@ def engine_settings(
 
 @contextmanager
 def refusals(model: str) -> Iterator[None]:
-    """What vLLM raises about a model or its settings becomes a UserError: of any type, for nothing else runs in here."""
+    """What vLLM raises about a model or its settings, of any type, becomes a UserError: nothing else runs in here."""
     try:
         yield
     except Exception as error:
