@@ -189,16 +189,18 @@ def format_prompts(
     tokenizer: Any, prompts: list[Prompt]
 ) -> tuple[dict[Prompt, tuple[str, list[int]]], dict[Prompt, dict[str, Any]]]:
     """Each prompt with the template: its text, and its token ids with exactly one BOS. And the refused ones' rows."""
-    from jinja2 import TemplateError
-
+    from simpo.chat.answers import holds
     from simpo.chat.ids import ContentGuard, chat_ids, with_one_bos
 
     guard, formatted, refused = ContentGuard(tokenizer), {}, {}
     for prompt in prompts:
         try:
-            text, ids = chat_ids(guard, to_messages(prompt), add_generation_prompt=True)
+            messages = to_messages(prompt)
+            text, ids = chat_ids(guard, messages, add_generation_prompt=True)
+            if lost := [message["role"] for message in messages if not holds(text, message)]:
+                raise UserError(f"the chat template leaves out a message of role {lost[0]!r}")
             formatted[prompt] = text, with_one_bos(ids, tokenizer.bos_token_id)
-        except (UserError, TemplateError) as error:
+        except UserError as error:
             refused[prompt] = skipped_row(prompt, str(error))
     return formatted, refused
 

@@ -484,6 +484,14 @@ def test_prompts_that_the_template_refuses(monkeypatch, recorded, fails, llama, 
     assert not (out / "skipped_prompts.json").exists()
 
 
+def test_a_template_that_leaves_out_the_system_message(monkeypatch, recorded, llama, tmp_path):
+    more = ("--chat_template", "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}")
+    out = tmp_path / "out"
+    assert answer_prompts(monkeypatch, llama, out, [TURNS, "Hi"], 1, more=more) == {"output_1.json": ["Hi"]}
+    (row,) = json.loads((out / "skipped_prompts.json").read_text())
+    assert "leaves out a message of role 'system'" in row["reason"]
+
+
 def test_a_template_that_refuses_everything(monkeypatch, recorded, fails, llama, prompt_file, tmp_path):
     argv = command(llama, prompt_file, tmp_path / "out", 1)[2:]
     assert "every prompt is refused" in fails(main, *argv, "--chat_template", "{{ raise_exception('never') }}")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -112,8 +111,8 @@ class Checkpoint(RewardSource):
         messages = [*to_messages(prompt), {"role": "assistant", "content": response}]
         try:
             return Encoded({"input_ids": chat_ids(self.guard, messages)[1]})
-        except (UserError, TemplateError) as error:
-            raise CannotScore(f"in the model's chat template: {error}") from error
+        except UserError as error:
+            raise CannotScore(str(error)) from error
 
     def pair(self, unit: Unit, **options: Any) -> dict[str, list[int]]:
         prompt, response = unit
