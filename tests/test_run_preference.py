@@ -209,7 +209,7 @@ def test_a_last_batch_of_one_pair_borrows_another(texts, tokenizer, model_folder
         ("kto", {"per_device_eval_batch_size": 1}, "per_device_eval_batch_size must be at least 2 under kto"),
         ("kto", {"desirable_weight": 0}, "desirable_weight (0) must be above 0"),
         ("orpo", {"sft_weight": 0}, "sft_weight (0) must be 1 under orpo"),
-        ("rrhf", {"sft_weight": -1}, "sft_weight (-1) must not be negative"),
+        ("rrhf", {"sft_weight": -1}, "sft_weight (-1) must be at least 0"),
         ("rdpo", {"alpha": -0.1}, "alpha (-0.1) must be at least 0"),
         ("ipo", {"tau": 0}, "tau (0) must be above 0"),
         ("dpo", {"beta": ".inf"}, "beta"),
@@ -234,10 +234,13 @@ def test_run_simpo_trains_simpo_only(config, fails):
     assert "objective: dpo, where simpo is trained; scripts/run_preference.py" in message
 
 
-def test_help(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("argv", "text"), [(["--help"], "alphapo, apo_down"), (["--objective=slic", "--help"], "--delta DELTA")]
+)
+def test_help(monkeypatch, capsys, argv, text):
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "--help")
-    assert stop.value.code == 0 and "alphapo, apo_down" in " ".join(capsys.readouterr().out.split())
+        run(monkeypatch, *argv)
+    assert stop.value.code == 0 and text in " ".join(capsys.readouterr().out.split())
 
 
 def test_from_python(texts, tokenizer, model_folder, tmp_path):
@@ -245,7 +248,7 @@ def test_from_python(texts, tokenizer, model_folder, tmp_path):
         make_trainer(texts, tokenizer, load(model_folder), tmp_path, name="ipo")
     with pytest.raises(ValueError, match="tau"):
         config_class("ipo")(output_dir=str(tmp_path), max_length=96, max_prompt_length=48, tau=-1)
-    with pytest.raises(UserError, match="one pair is not enough for kto"):
+    with pytest.raises(UserError, match="one pair is not enough"):
         few = DatasetDict(train=texts["train"].select([0]), test=texts["test"])
         make_trainer(few, tokenizer, load(model_folder), tmp_path, ref_model=load(model_folder))
     assert issubclass(config_class("ipo"), PreferenceConfig) and config_class("ipo").__name__ == "IpoConfig"

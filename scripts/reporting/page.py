@@ -16,7 +16,8 @@ BETWEEN_RUNS, BETWEEN_STAGES, OTHERS = "Different between the runs", "Different 
 SAME_AXIS = ("logps/chosen", "logps/rejected")  # drawn to one scale, so that they compare
 # Settings that say what a training was; the others are folded away when they differ nowhere
 MAIN_SETTINGS = (
-    "objective", "model_name_or_path", "dataset_mixer", "loss_type", "beta", "gamma_beta_ratio", "sft_weight",
+    "objective", "model_name_or_path", "dataset_mixer", "loss_type", "beta", "gamma_beta_ratio", "tau", "delta",
+    "alpha", "dpop_lambda", "desirable_weight", "undesirable_weight", "use_wpo_weighting", "sft_weight",
     "label_smoothing", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "max_prompt_length", "use_peft", "seed",
 )  # fmt: skip

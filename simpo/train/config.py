@@ -89,8 +89,8 @@ class PreferenceConfig(TrainingArguments):
             )
         if self.fused_logps is False and (self.shared_prompt or self.padding_free):
             raise ValueError("shared_prompt, padding_free: parts of the fast path, which fused_logps: false turns off")
-        if self.sft_weight < 0:
-            raise ValueError(f"sft_weight ({self.sft_weight:g}) must not be negative")
+        if not self.sft_weight >= 0:
+            raise ValueError(f"sft_weight ({self.sft_weight:g}) must be at least 0")
         if self.objective != self.declaration.name:
             raise ValueError(
                 f"objective: {self.objective}, where {self.declaration.name} is trained; scripts/run_preference.py "

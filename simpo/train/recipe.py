@@ -47,11 +47,12 @@ def chosen_config() -> type[PreferenceConfig]:
     Raises:
         UserError: it names none, or one that does not exist.
     """
-    argv = sys.argv[1:]
-    if "-h" in argv or "--help" in argv:
-        return PreferenceConfig
+    asked = {"-h", "--help"} & set(sys.argv)
+    argv = [word for word in sys.argv[1:] if word not in asked]
     values = read_yaml(argv.pop(0)) if argv and not argv[0].startswith("--") else {}
     values |= split_overrides(argv)
+    if asked and "objective" not in values:
+        return PreferenceConfig  # whose help lists the objectives
     if "objective" not in values:
         raise UserError(f"objective: not given; one of {', '.join(objective_names())}")
     return config_class(str(values["objective"]))

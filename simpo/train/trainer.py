@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerCallback
 
 from simpo.console import UserError
-from simpo.data.mismatch import mismatched_rows, rows_of
 from simpo.data.pairs import DataReport, tokenize_pairs
 from simpo.data.tokenize import OwnCollator, PairTokenizer, PreferenceCollator
 from simpo.logps.checked import CheckedLogps
@@ -25,8 +24,10 @@ from simpo.objectives.base import PairOutputs, PreferenceLoss
 from simpo.objectives.wpo import wpo_response_weights, wpo_weights
 from simpo.train.config import PreferenceConfig
 from simpo.train.generations import write_generations
+from simpo.train.mismatched import ReferencePoint
 from simpo.train.model_card import append_objective
 from simpo.train.original_names import OriginalNames
+from simpo.train.policy import prepare_policy
 from simpo.train.reference import Reference
 from simpo.train.weights import check_vocabulary, load_named_model
 from simpo.train.whole_steps import WholeSteps
@@ -97,12 +98,6 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
                 eval_dataset = {name: self._tokenize(dataset, name, args) for name, dataset in eval_dataset.items()}
             else:
                 eval_dataset = self._tokenize(eval_dataset, "test", args)
-        if self.objective.mismatched:
-            rows = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
-            rows = rows if train_dataset is None else train_dataset
-            if len(rows) < 2:
-                raise UserError(f"train data: one pair is not enough for {self.objective.name}, which mixes pairs")
-            self._lent_rows = [rows[0], rows[1]]
         if train_dataset is not None and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
             lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
@@ -136,6 +131,11 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         if self.objective.reference:
             per_token = self.objective.logps == "mean"
             self.reference = Reference(self, ref_model, self.response_logps, per_token)
+        self.reference_point = None
+        if self.objective.mismatched:
+            self.reference_point = ReferencePoint(
+                self, self.reference, self.response_logps, self.pair_tokenizer, self.stack_pairs
+            )
 
     def _tokenize(self, dataset: Dataset | None, name: str, args: PreferenceConfig) -> Dataset | None:
         if dataset is None:
@@ -179,7 +179,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         Args:
             batch: what the collator returns.
         """
-        reference_point = self.reference_point(model, batch) if self.objective.mismatched else None
+        reference_point = self.reference_point(model, batch) if self.reference_point else None
         reference = self.reference.logps(model, batch) if self.reference else None
         responses = self.response_logps(model, batch, with_weights=self.args.use_wpo_weighting)
         logps = responses.means if self.objective.logps == "mean" else responses.sums
@@ -200,21 +200,6 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
             weights=None if weights is None else weigh(weights[:n], weights[n:]),
             router_loss=responses.router_loss,
         )
-
-    def reference_point(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Scalar without gradient: the mean log-ratio of policy and reference over the batch's prompts with responses
-        of other prompts (and over all processes), but at least 0: an estimate of their KL divergence."""
-        rows = rows_of(batch)
-        if len(rows) == 1:  # the last batch may hold one pair: another one is lent to it
-            own = rows[0]["chosen_input_ids"]
-            rows.append(next((row for row in self._lent_rows if row["chosen_input_ids"] != own), self._lent_rows[0]))
-        mixed = self._prepare_inputs(self.stack_pairs(mismatched_rows(rows, self.pair_tokenizer)))
-        with torch.no_grad():
-            logps = self.response_logps(model, mixed).sums
-            ratios = logps - self.reference.logps(model, mixed)
-            total = torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))])
-            total = self.accelerator.reduce(total, "sum")
-        return (total[0] / total[1]).clamp(min=0)
 
     def get_batch_loss_metrics(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], train_eval: Literal["train", "eval"] = "train"
@@ -314,47 +299,3 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> str:
         kwargs["tags"] = list(dict.fromkeys([*kwargs.get("tags", []), *self.tags]))
         return super().push_to_hub(commit_message, blocking, **kwargs)
-
-
-def prepare_policy(model: PreTrainedModel, args: PreferenceConfig, peft_config: Any | None) -> torch.nn.Module:
-    """Wrap the policy in new adapters where asked for, and turn its dropout off."""
-    if model.config.is_encoder_decoder:
-        raise ValueError("encoder-decoder models are not supported")
-    if getattr(model.config, "output_router_logits", False):
-        check_router_loss(model.config, args)
-    if peft_config is not None:
-        from peft import get_peft_model, prepare_model_for_kbit_training
-
-        if getattr(model, "is_quantized", False):
-            model = prepare_model_for_kbit_training(
-                model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            )
-        elif args.gradient_checkpointing:
-            model.enable_input_require_grads()  # or nothing flows back into checkpointed layers
-        model = get_peft_model(model, peft_config)
-    if args.disable_dropout:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            for name, value in vars(module).items():  # applied as functions: attention_dropout, residual_dropout, ...
-                if "drop" in name and isinstance(value, float):
-                    setattr(module, name, 0.0)
-    return model
-
-
-def check_router_loss(config: PretrainedConfig, args: PreferenceConfig) -> None:
-    """Refuse settings under which a mixture of experts' router loss would be without effect.
-
-    Raises:
-        UserError: the config does not weight it, or the gradients do not reach it.
-    """
-    if getattr(config, "router_aux_loss_coef", None) is None:
-        raise UserError(
-            f"output_router_logits: {config.model_type} has no router_aux_loss_coef to weight the router's loss with: "
-            "set output_router_logits to false in the model's config.json"
-        )
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-        raise UserError(
-            "gradient_checkpointing_kwargs: under use_reentrant: true the router's loss that the config asks for "
-            "(output_router_logits) has no gradient: set use_reentrant: false"
-        )
