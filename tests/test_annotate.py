@@ -97,7 +97,7 @@ def test_results(monkeypatch, tmp_path, armorm, candidates, capsys):
     assert (len(splits["train"]), len(splits["test"])) == (18, 6)
     rows = [row for split in splits.values() for row in split]
     expected = {pair["prompt"]: (pair["chosen"], pair["rejected"]) for pair in pairs}
-    assert {row["prompt"]: (row["chosen"], row["rejected"]) for row in rows} == expected
+    assert {asked(row): (row["chosen"], row["rejected"]) for row in rows} == expected
     report = capsys.readouterr().out
     assert "24 prompts, 96 responses scored" in report and "24 pairs kept" in report
     assert (out / "annotate_summary.txt").read_text() in report + "\n"
@@ -168,10 +168,15 @@ def test_test_file_and_extra_responses(monkeypatch, tmp_path, armorm, candidates
     assert scored[rows[0]["prompt"]]["all_generated_responses"][4:] == ["good", "bad"]
     assert len(scored[train[0]["prompt"]]["all_rm_scores"]) == 5
     splits = get_datasets({str(out / "datasets"): 1.0})
-    assert set(splits["test"]["prompt"]) == {row["prompt"] for row in [*rows, train[3]]}
-    assert len(splits["train"]) == 23 and train[3]["prompt"] not in splits["train"]["prompt"]
+    assert {asked(row) for row in splits["test"]} == {row["prompt"] for row in [*rows, train[3]]}
+    assert len(splits["train"]) == 23 and train[3]["prompt"] not in {asked(row) for row in splits["train"]}
     report = capsys.readouterr().out
     assert "1 train prompts dropped: also in the test file" in report and "4 extra responses added" in report
+
+
+def asked(row: dict) -> str:
+    """The prompt of a training row."""
+    return row["prompt"][0]["content"]
 
 
 # ---- one bad item never blocks the rest ---------------------------------------------------------------------------
@@ -435,7 +440,7 @@ def test_real_decodes(shared, monkeypatch, tmp_path):
     run(monkeypatch, *argv)
     assert read(folder, "all_outputs_bin.json") == pairs[::-1]
     again = get_datasets({str(folder / "datasets"): 1.0})
-    assert set(again["test"]["prompt"]) == set(splits["test"]["prompt"])
+    assert {asked(row) for row in again["test"]} == {asked(row) for row in splits["test"]}
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------
