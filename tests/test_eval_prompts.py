@@ -16,6 +16,7 @@ from check_prompts import main
 from decoding import Decoding, Settings, choose_decoding
 from generate_answers import GenerateArguments
 from prompting import Prompter, check_stop_ids
+from simpo.chat.variables import fix_variables
 from simpo.console import UserError
 
 EVAL = ROOT / "eval"
@@ -82,16 +83,36 @@ def test_llama_that_adds_its_own_bos_agrees(check, llama):
     assert "would get a second BOS" not in check(llama(adds_bos=False))[1]
 
 
-def test_real_mistral_tokenizers_agree(check, shared):
+def test_real_mistral_tokenizers_agree(check, shared, tmp_path):
     folder = shared / "tokenizers"
     assert check(folder / "mistral_v1")[0] == 0
-    status, output = check(folder / "zephyr", ROOT / "training_configs" / "mistral-7b-base-simpo.yaml")
-    assert status == 0 and "empty system message" in output
-    instruct = EVAL / "alpacaeval2" / "configs" / "Mistral-7B-Instruct-SimPO.yaml"
-    assert check(folder / "mistral_v1", instruct)[0] == 0
-    for name, tokenizer in (("Mistral-7B-Instruct-SimPO", "mistral_v1"), ("Mistral-7B-Base-SFT-SimPO", "zephyr")):
-        assert check(folder / tokenizer, EVAL / "arenahard" / "configs" / name)[0] == 0
-        assert check(folder / tokenizer, EVAL / "mt-bench" / f"{name}.yaml")[0] == 0
+    (tmp_path / "train.yaml").write_text("model_name_or_path: some/zephyr\nauto_insert_empty_system_msg: false\n")
+    assert check(folder / "zephyr", tmp_path / "train.yaml")[0] == 0
+    name = "Mistral-7B-Instruct-SimPO"
+    for config in (f"alpacaeval2/configs/{name}.yaml", f"arenahard/configs/{name}", f"mt-bench/{name}.yaml"):
+        assert check(folder / "mistral_v1", EVAL / config)[0] == 0
+
+
+def tokenizer_folder(folder: Path, template: str, **specials: str) -> Path:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe good.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_bos_that_begins_every_turn_counts_at_the_start(check, tmp_path):
+    specials = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    assert check(tokenizer_folder(tmp_path / "chatml", CHATML, **specials))[0] == 0
+    status, output = check(tokenizer_folder(tmp_path / "twice", "{{ bos_token }}" + CHATML, **specials))
+    assert status == 1 and "training example: BOS comes 2 times" in output
 
 
 def test_mistral_base_is_asked_as_it_was_trained(shared):
@@ -149,7 +170,7 @@ def test_no_bos(check, llama, alpaca_config):
 
 def test_missing_header_in_the_benchmark(check, llama, alpaca_config):
     status, output = check(llama(), alpaca_config(LLAMA3))
-    assert status == 1 and f"the assistant header {HEADER!r} is missing" in output
+    assert status == 1 and f"the assistant header {HEADER.strip()!r}, which the model was trained" in output
 
 
 def test_missing_header_in_the_tokenizer(check, llama):
@@ -162,7 +183,14 @@ def test_missing_header_in_the_tokenizer(check, llama):
 def test_other_template_in_the_benchmark(check, shared):
     tokenizer = shared / "tokenizers" / "mistral_v1"
     status, output = check(tokenizer, EVAL / "alpacaeval2" / "configs" / "Mistral-7B-Base-SFT-SimPO.yaml")
-    assert status == 1 and any("another template than the decode prompt" in line for line in disagreements(output))
+    assert status == 1 and "alpacaeval2 prompt: another template than training" in output
+
+
+def prompts_of(output: str) -> list[str]:
+    return [line.partition(":")[0] for line in disagreements(output)]
+
+
+EVERY_PROMPT = ["decode prompt", "alpacaeval2 prompt", "arenahard prompt", "mt-bench prompt"]
 
 
 def test_other_template_in_training(check, llama, tmp_path):
@@ -170,20 +198,53 @@ def test_other_template_in_training(check, llama, tmp_path):
         "model_name_or_path: some/llama\nchat_template: zephyr\nlearning_rate: 1.0e-6\n"
     )
     status, output = check(llama(), tmp_path / "train.yaml")
-    assert status == 1 and disagreements(output)[0].startswith("training example: another template")
+    assert status == 1 and sorted(prompts_of(output)) == sorted(EVERY_PROMPT)
+    assert all("another template than training" in line for line in disagreements(output))
 
 
 def test_training_that_reads_mistral_in_the_name(check, shared, tmp_path):
     """run_simpo.py replaces the template of whatever has "mistral" in its path; decoding keeps Zephyr's."""
     shutil.copytree(shared / "tokenizers" / "zephyr", tmp_path / "my-mistral")
     status, output = check(tmp_path / "my-mistral")
-    assert status == 1 and disagreements(output)[0].startswith("training example: another template")
+    assert status == 1 and "decode prompt: another template than training" in output
 
 
-def test_template_that_refuses_training(check, shared, tmp_path):
-    shutil.copytree(shared / "tokenizers" / "mistral_v1", tmp_path / "plain")
-    status, output = check(tmp_path / "plain")
-    assert status == 1 and "the chat template refuses it: Conversation roles must alternate" in output
+def test_empty_system_message_in_training_alone(check, llama, tmp_path):
+    """Zephyr's template has a place for one, which training fills; the other prompts have none."""
+    zephyr = (ROOT / "simpo" / "chat" / "templates" / "zephyr.jinja").read_text()
+    status, output = check(tokenizer_folder(tmp_path / "zephyr", "{{ bos_token }}" + zephyr))
+    assert status == 1 and sorted(prompts_of(output)) == sorted(EVERY_PROMPT)
+    assert all("another system message than training" in line for line in disagreements(output))
+
+
+THINKS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ EMPTY }}{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_blocks_of_thoughts(check, tmp_path):
+    folder = tokenizer_folder(tmp_path / "thinks", THINKS.replace("EMPTY", "''"))
+    status, output = check(folder)  # asked inside its thoughts, trained without any
+    assert status == 1 and prompts_of(output) == ["training example"] and "<think>" in disagreements(output)[0]
+    (tmp_path / "train.yaml").write_text("chat_template_kwargs: {enable_thinking: false}\n")
+    status, output = check(folder, tmp_path / "train.yaml")  # trained without thinking, asked with it
+    assert status == 1 and sorted(prompts_of(output)) == sorted(EVERY_PROMPT)
+    assert all("another block of thoughts than training" in line for line in disagreements(output))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fix_variables(tokenizer, tokenizer.chat_template, {"enable_thinking": False})
+    tokenizer.save_pretrained(tmp_path / "trained")  # as training saves it
+    assert check(tmp_path / "trained", tmp_path / "train.yaml")[0] == 0
+
+
+def test_template_that_refuses_training(check, llama):
+    status, output = check(
+        llama(change=lambda t: "{% if messages | length == 2 %}{{ raise_exception('one') }}{% endif %}" + t)
+    )
+    assert status == 1 and disagreements(output) == [
+        "training example: the chat template refuses the conversation: one"
+    ]
 
 
 def test_check_prompts_bad_input(fails, tmp_path, llama):

@@ -116,12 +116,13 @@ def mix(datasets: Mapping[str, Dataset], num_proc: int | None) -> Dataset:
     if not common & {"chosen", "messages"}:
         other = next(where for where, dataset in datasets.items() if "chosen" not in dataset.column_names)
         raise UserError(f"{other}: has no columns chosen and rejected")
-    columns = set(PAIR) if "chosen" in common else set()
-    columns |= (common - set(PAIR)) | (found & {"system", "tools"}) | {"source", "problem"}
     first, *others = datasets
-    features = {column: FEATURES.get(column) or datasets[first].features[column] for column in sorted(columns)}
+    kept = (common - set(PAIR)) | (found & {"system", "tools"}) | {"source", "problem"}
+    kept |= set(PAIR) if "chosen" in common else set()
+    columns = [name for name in dict.fromkeys([*FEATURES, *datasets[first].column_names]) if name in kept]
+    features = {column: FEATURES.get(column) or datasets[first].features[column] for column in columns}
     for where in others:
-        for column in columns - FEATURES.keys():
+        for column in features.keys() - FEATURES.keys():
             if datasets[where].features[column] != features[column]:
                 raise UserError(f"{where}: its column {column} is of another type than that of {first}")
     return concatenate_datasets(
@@ -129,11 +130,11 @@ def mix(datasets: Mapping[str, Dataset], num_proc: int | None) -> Dataset:
             map_rows(
                 dataset,
                 read_batch,
-                ("read_batch", where, sorted(columns)),
+                ("read_batch", where, columns),
                 num_proc,
                 batched=True,
                 with_indices=True,
-                fn_kwargs={"where": where, "columns": sorted(columns)},
+                fn_kwargs={"where": where, "columns": columns},
                 features=Features(features),
                 remove_columns=dataset.column_names,
                 desc="Reading rows",
