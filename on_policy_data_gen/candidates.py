@@ -9,10 +9,14 @@ from simpo.console import UserError, warn
 from simpo.files import read_list
 
 NAMED = 3  # rows left out that a warning names
+MADE = {  # fields that the scripts here make; any other is a column of the prompt's row, and travels with it
+    *("prompt", "format_prompt", "generated_text", "finish_reason", "num_tokens", "all_generated_responses"),
+    *("finish_reasons", "all_rm_scores", "chosen", "rejected", "messages"),
+}
 
 
 def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
-    """Read rows of {prompt, all_generated_responses} and, where the file has them, finish_reasons.
+    """Read rows of {prompt, all_generated_responses}, where the file has them finish_reasons, and other `columns`.
 
     Rows of the same prompt become one. Rows and responses that cannot be scored are left out, with a warning.
 
@@ -60,6 +64,7 @@ def read_row(row: Any) -> dict[str, Any]:
     if len(good) < 2:
         raise ValueError("all_generated_responses must hold two texts or more")
     read: dict[str, Any] = {"prompt": prompt, "all_generated_responses": [responses[i] for i in good]}
+    read["columns"] = {name: value for name, value in row.items() if name not in MADE}
     if reasons is not None:
         read["finish_reasons"] = [reasons[i] for i in good]
     return read

@@ -7,7 +7,7 @@
 Writes to output_dir:
     output_{seed}.json    one row per prompt, sorted by prompt: {prompt, format_prompt (the prompt as the model saw it),
                           generated_text, finish_reason ("stop", or "length" when cut), num_tokens (of the response)};
-                          the prompt is a text, or a list of messages where there are several
+                          the prompt is a text, or a list of messages where there are several; --keep_columns follow
     skipped_prompts.json  prompts that leave no room in max_model_len, or that the template refuses: {prompt, reason,
                           num_tokens}
     decode_settings.json  what the folder's responses are made with; another model, template or sampling is refused
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from candidates import MADE
 from conversations import Prompt, prompt_text, to_json, to_messages
 from decoded import (
     FIELDS,
@@ -68,6 +69,12 @@ class DecodeArguments:
     prompt_column: str = field(
         default="prompt", metadata={"help": "Column that holds the prompts: texts, or conversations."}
     )
+    keep_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Other columns of the prompts' rows: travel with them to a reward program and into the pairs."
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "Answer the first so many prompts only."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share one engine."})
     data_parallel_size: int = field(default=1, metadata={"help": "Engines, each with its share of the prompts."})
@@ -100,6 +107,8 @@ class DecodeArguments:
             raise UserError(f"seed: {self.seed}: seeds must be at least 0 and below 2^63")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature}, {self.top_p}")
+        if taken := MADE & set(self.keep_columns or ()):
+            raise UserError(f"keep_columns: {min(taken)} is a field that the scripts make: rename the column")
         if self.temperature == 0 and len(self.seed) > 1:
             raise UserError("temperature 0 gives the same answers under every seed: give one seed, or a temperature")
         for name in ("max_tokens", "limit", "tensor_parallel_size", "data_parallel_size", "max_model_len"):
@@ -111,7 +120,7 @@ class DecodeArguments:
 @command
 def main() -> None:
     args = H4ArgumentParser(DecodeArguments).parse()
-    prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit)
+    prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit, args.keep_columns or ())
     tokenizer = load_tokenizer(args)
     if args.dry_run:
         say(f"{args.data_dir}: {len(prompts)} prompts (dry_run: nothing is answered)")
@@ -120,7 +129,7 @@ def main() -> None:
         decode(args, prompts, tokenizer)
 
 
-def decode(args: DecodeArguments, prompts: list[Prompt], tokenizer: Any) -> None:
+def decode(args: DecodeArguments, prompts: dict[Prompt, dict[str, Any]], tokenizer: Any) -> None:
     """Answer what earlier runs left, then write each seed's file."""
     folder = Path(args.output_dir)
     started = has_output(folder)
@@ -152,7 +161,7 @@ def decode(args: DecodeArguments, prompts: list[Prompt], tokenizer: Any) -> None
         if requests := make_requests(args, formatted, done):
             run_engines(args, engine, requests, formatted)
     write_skipped(folder, prompts, skipped)
-    write_outputs(folder, [prompt for prompt in prompts if prompt not in skipped], args.seed)
+    write_outputs(folder, {p: columns for p, columns in prompts.items() if p not in skipped}, args.seed)
 
 
 def load_tokenizer(args: DecodeArguments) -> Any:

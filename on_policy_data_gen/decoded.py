@@ -55,7 +55,7 @@ def read_skipped(folder: Path) -> dict[Prompt, dict[str, Any]]:
     return by_prompt(read_rows(path, "output_dir", {}) if path.is_file() else [])
 
 
-def write_skipped(folder: Path, prompts: list[Prompt], skipped: dict[Prompt, dict[str, Any]]) -> None:
+def write_skipped(folder: Path, prompts: Iterable[Prompt], skipped: dict[Prompt, dict[str, Any]]) -> None:
     """Write the skipped ones of these prompts, or no file where there are none."""
     rows = [skipped[prompt] for prompt in prompts if prompt in skipped]
     if rows:
@@ -68,8 +68,8 @@ def skipped_row(prompt: Prompt, reason: str, num_tokens: int | None = None) -> d
     return {"prompt": to_json(prompt), "reason": reason, "num_tokens": num_tokens}
 
 
-def write_outputs(folder: Path, prompts: list[Prompt], seeds: list[int]) -> None:
-    """Write the file of every seed in `seeds` or in the folder: the responses to these prompts, sorted.
+def write_outputs(folder: Path, prompts: dict[Prompt, dict[str, Any]], seeds: list[int]) -> None:
+    """Write the file of every seed in `seeds` or in the folder: the responses to these prompts, sorted, with columns.
 
     What answers other prompts, which were in the data once, is kept in a journal and used again when they come back.
     """
@@ -80,7 +80,10 @@ def write_outputs(folder: Path, prompts: list[Prompt], seeds: list[int]) -> None
         if unwanted := [prompt for prompt in done if prompt not in wanted and prompt not in aside]:
             Journal(folder, f"output_{seed}.aside.jsonl", TEXTS).append(*(done[prompt] for prompt in unwanted))
             gone.update(unwanted)
-        rows = [done[prompt] for prompt in sorted(wanted & done.keys(), key=prompt_text)]
+        rows = [
+            {name: done[prompt][name] for name in FIELDS} | prompts[prompt]
+            for prompt in sorted(wanted & done.keys(), key=prompt_text)
+        ]
         if seed in seeds or rows != output_rows(folder, seed):
             write_json(path, rows)
         if seed in seeds:

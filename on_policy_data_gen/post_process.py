@@ -5,7 +5,8 @@
 
 Reads generation_file_dir/output_{seed}.json (decode.py's; of the original's files, too) and writes there:
     all_outputs.json    one row per prompt, sorted by prompt: {prompt, all_generated_responses (in the seeds' order)};
-                        where a response was cut, also finish_reasons ("stop", "length"; null: not known)
+                        where a response was cut, also finish_reasons ("stop", "length"; null: not known); and the
+                        prompt's other columns (see decode's --keep_columns)
 
 Prompts whose responses are all identical are dropped: they make no pair. Rows that cannot be read are left out.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from candidates import MADE
 from conversations import Prompt, check_unicode, prompt_text, read_prompt, to_json
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
@@ -179,10 +181,17 @@ def join_by_prompt(
         else:
             counts["prompts kept"] += 1
             row = {"prompt": to_json(prompt), "all_generated_responses": responses}
+            row |= columns_of(answers)
             if any(map(is_cut, answers)):
                 row["finish_reasons"] = ["length" if is_cut(a) else a.get("finish_reason") for a in answers]
             joined.append(row)
     return joined, counts
+
+
+def columns_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of the prompt's own row (see decode's --keep_columns): what all its answers' rows have alike."""
+    first, *others = answers
+    return {k: v for k, v in first.items() if k not in MADE and all(k in o and o[k] == v for o in others)}
 
 
 def describe(counts: Counter[str]) -> str:

@@ -3,7 +3,7 @@
 import csv
 import gzip
 import sys
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +17,70 @@ LIKELY = ("instruction", "question", "query", "input", "text", "conversation", "
 NAMED = 3  # bad rows that a warning names
 
 
-def load_prompts(data_dir: str, split: str, column: str, limit: int | None = None) -> list[Prompt]:
-    """Return the distinct prompts, sorted (the first `limit` of them), as the original does.
+def load_prompts(
+    data_dir: str, split: str, column: str, limit: int | None = None, keep: Sequence[str] = ()
+) -> dict[Prompt, dict[str, Any]]:
+    """Return the distinct prompts, sorted (the first `limit` of them), as the original does, each with other columns.
 
-    How many rows repeat a prompt is said. Rows without a prompt are left out, with a warning.
+    How many rows repeat a prompt is said: the first one's columns count. Rows without a prompt are left out, with a
+    warning.
 
     Args:
         data_dir: hub name or local folder (`split` applies), or a .json, .jsonl, .csv or .parquet file, possibly with
             .gz; .json and .jsonl hold objects or plain strings.
         column: holds texts, or conversations (the answers at their end are left out). Data without a column `prompt`
             may have the conversations in `messages` or `chosen`.
+        keep: names of the columns to return with each prompt.
 
     Raises:
         UserError: no such data, split or column; or no prompt is left.
     """
-    values = read_prompts(data_dir, split, column)
-    seen: Counter[Prompt] = Counter()
-    bad = []
-    for number, value in enumerate(values):
+    found: dict[Prompt, dict[str, Any]] = {}
+    bad, repeats = [], 0
+    for number, (value, columns) in enumerate(read_prompts(data_dir, split, column, keep)):
         try:
-            seen[read_prompt(value)] += 1
+            prompt = read_prompt(value)
         except ValueError as error:
             bad.append(f"row {number}: {column} {error}")
-    if not seen:
+            continue
+        repeats += prompt in found
+        found.setdefault(prompt, columns)
+    if not found:
         raise UserError(f"data_dir: {data_dir} holds no prompts" + (f" ({bad[0]})" if bad else ""))
     if bad:
         more = "; ..." if len(bad) > NAMED else ""
         warn(f"data_dir: {data_dir}: {len(bad)} rows left out ({'; '.join(bad[:NAMED])}{more})")
-    if repeats := sum(seen.values()) - len(seen):
-        say(f"{data_dir}: {len(seen)} distinct prompts; {repeats} rows repeat one of them")
-    return sorted(seen, key=prompt_text)[:limit]
+    if repeats:
+        say(f"{data_dir}: {len(found)} distinct prompts; {repeats} rows repeat one of them")
+    return {prompt: found[prompt] for prompt in sorted(found, key=prompt_text)[:limit]}
 
 
-def read_prompts(data_dir: str, split: str, column: str) -> list[Any]:
-    """Return the values of the prompt column.
+def read_prompts(data_dir: str, split: str, column: str, keep: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the value of the prompt column and of the columns to keep, for each row.
 
     Raises:
-        UserError: the data cannot be read, or has no such column.
+        UserError: the data cannot be read, or have no such column.
     """
     path = Path(data_dir)
     # a folder's file named after the split: the library would read train_prefs.jsonl as the split "train"
     path = next((file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()), path)
     if path.is_file():
         rows = read_file(path)
-        if all(isinstance(row, str) for row in rows):
-            return rows
         columns = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
-        column = choose_column(data_dir, columns, column)
-        return [row.get(column) if isinstance(row, dict) else row for row in rows]
-    from simpo.data.load import load_split
+    else:
+        from simpo.data.load import load_split
 
-    dataset = load_split(data_dir, None, split, key="data_dir")
-    return dataset[choose_column(data_dir, dataset.column_names, column)][:]
+        rows = load_split(data_dir, None, split, key="data_dir")
+        columns = rows.column_names
+    if missing := [name for name in keep if name not in columns]:
+        raise UserError(f"keep_columns: {data_dir} has no column {missing[0]!r} (found: {', '.join(columns)})")
+    if columns:
+        column = choose_column(data_dir, columns, column)
+    for row in rows:
+        if isinstance(row, dict):
+            yield row.get(column), {name: row.get(name) for name in keep}
+        else:
+            yield row, {}
 
 
 def choose_column(data_dir: str, columns: list[str], column: str) -> str:

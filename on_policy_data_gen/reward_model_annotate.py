@@ -16,10 +16,11 @@ Writes to output_dir:
 
 import difflib
 import hashlib
+import json
 import math
 import random
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,10 @@ class AnnotateArguments:
     )
     reward_model: str = field(
         default="RLHFlow/ArmoRM-Llama3-8B-v0.1",
-        metadata={"help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder (see rewards/)."},
+        metadata={
+            "help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder. Or a program: "
+            "path/to/file.py:function (see rewards/)."
+        },
     )
     output_dir: str = field(default="datasets/gemma2_ultrafeedback/", metadata={"help": "Folder of the results."})
     torch_dtype: Literal["bfloat16", "float16", "float32"] = field(
@@ -71,6 +75,9 @@ class AnnotateArguments:
         },
     )
     retry_failed: bool = field(default=False, metadata={"help": "Try again what an earlier run could not score."})
+    time_limit: float = field(
+        default=60.0, metadata={"help": "Seconds that a program has for the responses to one prompt."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the reward model."})
     pair_selection: str = field(
         default="max_min",
@@ -103,6 +110,8 @@ class AnnotateArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
+        if not 0 < self.time_limit < math.inf:
+            raise UserError(f"time_limit: must be a number above 0, got {self.time_limit}")
         if not 0 <= self.min_margin < math.inf:
             raise UserError(f"min_margin: must be a number of at least 0, got {self.min_margin}")
         if self.pair_selection not in PAIR_RULES:
@@ -118,7 +127,7 @@ def main() -> None:
     from rewards import Options, load_reward_model
 
     recorded = recorded_settings(Path(args.output_dir) / SETTINGS).get("chat_template_kwargs")
-    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code, recorded)
+    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code, args.time_limit, recorded)
     source = load_reward_model(args.reward_model, options)
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
     with lock, joined_processes() as processes:
@@ -135,7 +144,9 @@ def annotate(
     """Score this process's share; the main process then puts the scores together and writes the results."""
     folder = Path(args.output_dir)
     if processes.rank == 0:
-        check_settings(folder / SETTINGS, settings_of(args) | source.settings(), bool(known_scores(folder)))
+        accept_revision(folder / SETTINGS, source.revision())
+        settings = settings_of(args) | source.settings() | {"revision": source.revision()}
+        check_settings(folder / SETTINGS, settings, bool(known_scores(folder)))
     processes.wait()
     everything = [row for split in rows.values() for row in split]
     score_share(source, everything, folder, args.torch_dtype, args.retry_failed, processes)
@@ -164,6 +175,14 @@ def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]],
         counts.update(add_responses(everything, Path(args.extra_responses)))
     split_thoughts(everything, args.thinking, counts)
     return rows, counts
+
+
+def accept_revision(record: Path, revision: str | None) -> None:
+    """Other scores of a program that was edited are not refused: they are asked for, all of them."""
+    known = recorded_settings(record)
+    if known.get("revision") not in (None, revision) and revision is not None:
+        say("the program has changed since the last run: it scores everything again")
+        write_json(record, known | {"revision": revision})
 
 
 def settings_of(args: AnnotateArguments) -> dict[str, Any]:
@@ -205,7 +224,8 @@ def choose(row: dict[str, Any], scored: list[int], args: AnnotateArguments) -> A
 
 def scored_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of all_outputs_rm.json."""
-    return {"prompt": to_json(row["prompt"])} | {k: row[k] for k in ("all_generated_responses", "all_rm_scores")}
+    made = {name: row[name] for name in ("all_generated_responses", "all_rm_scores")}
+    return {"prompt": to_json(row["prompt"]), **made, **row["columns"]}
 
 
 def pair_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -244,17 +264,27 @@ def write_results(
                 path.unlink(missing_ok=True)  # of an earlier run with test prompts
     beside, place = folder / "datasets.tmp", folder / "datasets"
     shutil.rmtree(beside, ignore_errors=True)
-    texts = all(isinstance(row["prompt"], str) for split in splits.values() for row in split)
-    DatasetDict(
-        {
-            split: Dataset.from_list(
-                [pair_row(row) | ({} if texts else {"prompt": to_messages(row["prompt"])}) for row in splits[split]]
-            )
-            for split in ("train", "test")
-        }
-    ).save_to_disk(beside)
+    everything = [row for split in splits.values() for row in split]
+    mixed = mixed_columns(everything)
+    texts = all(isinstance(row["prompt"], str) for row in everything)
+
+    def training_row(row: dict[str, Any]) -> dict[str, Any]:
+        columns = {name: json.dumps(row["columns"].get(name), ensure_ascii=False) for name in mixed}
+        return pair_row(row) | columns | ({} if texts else {"prompt": to_messages(row["prompt"])})
+
+    saved = {split: Dataset.from_list([training_row(row) for row in splits[split]]) for split in ("train", "test")}
+    DatasetDict(saved).save_to_disk(beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.rename(place)
+
+
+def mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Columns of the prompts' rows that arrow has no one type for; the datasets folder holds them as JSON."""
+    kinds: dict[str, set[type]] = defaultdict(set)
+    for row in rows:
+        for name, value in row["columns"].items():
+            kinds[name].add(type(value))
+    return [name for name, found in kinds.items() if len(found - {type(None)}) > 1 or found & {dict, list}]
 
 
 def split_pairs(pairs: list[dict[str, Any]], fraction: float) -> dict[str, list[dict[str, Any]]]:

@@ -58,7 +58,7 @@ def is_failure(record: Any) -> bool:
 
 
 def units_of(source: Any, row: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return source.units(row["prompt"], row["scored_responses"])
+    return source.units(row["prompt"], row["scored_responses"], row["columns"])
 
 
 def score_share(

@@ -33,6 +33,10 @@ PROMPTS = [f"What is {i} plus {i % 7}?" + " Please think about it." * (i % 4) fo
 TOO_LONG = "Why is that so? " * 100
 
 
+def prompts_of(*source: object, **options: object) -> list:
+    return list(load_prompts(*source, **options))
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> str:
     """A model whose tokenizer adds BOS by itself, beside the one in the template."""
@@ -231,9 +235,9 @@ def test_noise_comes_from_seed_and_prompt():
 def test_prompts_are_the_sorted_set_of_a_preference_column(tmp_path):
     rows = make_pairs(5) + make_pairs(3)
     write_jsonl(tmp_path / "data" / "train.jsonl", rows)
-    prompts = load_prompts(str(tmp_path / "data"), "train", "prompt")
+    prompts = prompts_of(str(tmp_path / "data"), "train", "prompt")
     assert prompts == sorted({row["prompt"] for row in rows})
-    assert load_prompts(str(tmp_path / "data"), "train", "prompt", limit=2) == prompts[:2]
+    assert prompts_of(str(tmp_path / "data"), "train", "prompt", limit=2) == prompts[:2]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
@@ -261,9 +265,9 @@ def test_prompts_from_a_file(tmp_path, name, packed):
         path.unlink()
     path = path.with_name(name + packed)
     expected = ["NA", 'a, "b"\nc', "b\u2028c", "null"]
-    assert load_prompts(str(path), "train_prefs", "prompt") == expected
+    assert prompts_of(str(path), "train_prefs", "prompt") == expected
     path.rename(tmp_path / f"train_prefs{Path(name).suffix}{packed}")
-    assert load_prompts(str(tmp_path), "train_prefs", "prompt") == expected
+    assert prompts_of(str(tmp_path), "train_prefs", "prompt") == expected
 
 
 TURNS = [
@@ -290,13 +294,13 @@ def test_a_conversation_is_a_prompt(tmp_path, row, column):
     single = {name: [{"role": "user", "content": "Hi"}, ANSWER] for name in row}
     path = write_jsonl(tmp_path / "p.jsonl", [row, single, row])
     expected = tuple((turn["role"], turn["content"]) for turn in TURNS)
-    assert load_prompts(str(path), "train", column) == ["Hi", expected]
+    assert prompts_of(str(path), "train", column) == ["Hi", expected]
 
 
 def test_bad_prompts_are_counted_and_left_out(tmp_path, capsys):
     values = ["a", "", "  ", None, 3, ["x"], "\ud800", [{"role": "assistant", "content": "x"}], "b", "a"]
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": value} for value in values])
-    assert load_prompts(str(path), "train", "prompt") == ["a", "b"]
+    assert prompts_of(str(path), "train", "prompt") == ["a", "b"]
     output = capsys.readouterr()
     assert "2 distinct prompts; 1 rows repeat one of them" in output.out
     assert "7 rows left out (row 1: prompt is empty; row 2" in output.err
@@ -465,6 +469,24 @@ def test_conversations_are_answered(monkeypatch, recorded, llama, tmp_path):
     assert rows[0]["generated_text"] == f"answer {noise_seed(1, 'Hi')}"
     monkeypatch.setattr(decode, "generate", None)  # they are known again
     answer_prompts(monkeypatch, llama, out, [turns, "Hi"], 1, 2)
+
+
+def test_columns_travel_with_their_prompts(monkeypatch, recorded, fails, llama, tmp_path):
+    """... as the data have them now, whatever they were when the prompt was answered."""
+    out = tmp_path / "out"
+    for kind in ("old", "new"):
+        rows = [{"prompt": p, "kind": kind, "n": n, "other": 1} for n, p in enumerate("aba")]
+        path = write_jsonl(tmp_path / "prompts.jsonl", rows)
+        argv = command(llama, str(path), out, 1, 2)[1:]
+        monkeypatch.setattr(sys, "argv", [*argv, "--keep_columns", "kind", "n"])
+        main()
+    rows = json.loads((out / "output_2.json").read_text())
+    assert [(row["prompt"], row["kind"], row["n"], "other" in row) for row in rows] == [
+        ("a", "new", 0, False),
+        ("b", "new", 1, False),
+    ]
+    assert "has no column 'color'" in fails(main, *argv[1:], "--keep_columns", "color")
+    assert "chosen is a field" in fails(main, *argv[1:], "--keep_columns", "chosen")
 
 
 def test_prompts_that_the_template_refuses(monkeypatch, recorded, fails, llama, tmp_path, capsys):

@@ -126,6 +126,15 @@ def test_bad_folder(fails, tmp_path):
         assert "another run" in fails(main, "--generation_file_dir", str(tmp_path))
 
 
+def test_columns_of_the_prompts(monkeypatch, tmp_path):
+    """What the seeds' rows say alike is the prompt's; what differs is the answer's."""
+    for seed in (1, 2):
+        rows = [{"prompt": "a", "generated_text": f"a{seed}", "kind": "x", "model": f"m{seed}"}]
+        (tmp_path / f"output_{seed}.json").write_text(json.dumps(rows))
+    expected = [{"prompt": "a", "all_generated_responses": ["a1", "a2"], "kind": "x"}]
+    assert run(monkeypatch, tmp_path) == expected
+
+
 def test_kills_at_every_file_operation(monkeypatch, tmp_path):
     out = tmp_path / "out"
     write_seed(out, 1, {"a": "a1", "b": "b1"})

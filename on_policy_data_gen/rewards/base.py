@@ -12,7 +12,7 @@ import torch
 from conversations import Prompt
 
 Unit = tuple[Any, ...]
-"""What a value belongs to, as JSON: (prompt, response), or (prompt, first response, second response)."""
+"""What a value belongs to, as JSON: (prompt, response), or (prompt, first response, second response), ..."""
 
 
 class CannotScore(Exception):
@@ -27,6 +27,8 @@ class Options(NamedTuple):
     max_length: int | None = None
     """Longest prompt and response together, in tokens; longer ones are cut."""
     trust_remote_code: bool = False
+    time_limit: float = 60.0
+    """Seconds that a program has for one prompt."""
     template_variables: dict[str, Any] | None = None
     """Of the model's chat template, as an earlier run recorded them: the date, if it writes one."""
 
@@ -70,8 +72,13 @@ class RewardSource:
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Get ready to score: called once, when something is left to score."""
 
-    def units(self, prompt: Prompt, responses: Sequence[str]) -> list[Unit]:
-        """What has to be computed to score these responses."""
+    def revision(self) -> str | None:
+        """A digest of what scores, where it may change between two runs: then everything is scored again, because the
+        units are others."""
+        return None
+
+    def units(self, prompt: Prompt, responses: Sequence[str], columns: dict[str, Any] | None = None) -> list[Unit]:
+        """What has to be computed to score these responses; `columns`: the others of the prompt's row."""
         return [(prompt, response) for response in responses]
 
     def score_batches(

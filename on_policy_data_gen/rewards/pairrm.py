@@ -83,7 +83,7 @@ class PairRMSource(Checkpoint):
     def probe(self) -> None:
         """Everything fits: see `encode`."""
 
-    def units(self, prompt: Prompt, responses: Sequence[str]) -> list[Unit]:
+    def units(self, prompt: Prompt, responses: Sequence[str], columns: dict[str, Any] | None = None) -> list[Unit]:
         return [(prompt, a, b) for a, b in permutations(responses, 2)]
 
     def encode(self, unit: Unit) -> Encoded:
