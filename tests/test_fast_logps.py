@@ -5,6 +5,7 @@ import torch
 from conftest import make_pairs
 from datasets import Dataset, DatasetDict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from model_families import CASES, MIXED, PATHS, difference, results, tiny
@@ -45,9 +46,12 @@ def test_equal_to_the_plain_path(model, path):
 
 
 @some_models
-@pytest.mark.parametrize("rows", [1, 1000])
-def test_chunks_change_nothing(model, rows):
-    found = results(model, PATHS[-1], chunk_logits=rows * model.config.vocab_size)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "memory", [0.0, 2.5 * 7 * 320 * 4 / 1e9, None], ids=["none", "2 chunks of 7", "by what is free"]
+)
+def test_chunks_and_what_is_kept_of_them_change_nothing(model, rows, memory):
+    found = results(model, PATHS[-1], chunk_logits=rows * model.config.vocab_size, logits_memory=memory)
     assert max(difference(found, results(model))) < 1e-4
 
 
@@ -101,23 +105,52 @@ def test_lora_and_a_frozen_head(model):
     assert off.values < 1e-4 and off.gradients < 1e-5, off
 
 
-def test_head_against_autograd_in_double_precision():
-    """The hand-written backward pass against finite differences."""
-    hidden, weight, bias = (torch.randn(*shape, dtype=torch.double) for shape in ((5, 4), (6, 4), (6,)))
-    labels = torch.tensor([0, 5, 2, 2, 1])
-    for softcap, scale in ((None, 1.0), (2.0, 1.0), (None, 0.3), (2.0, 0.3)):
-        inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
-        logps, squares = HeadLogps.apply(*inputs, labels, LogitShape(scale, softcap), 2, True)
-        logits = scale * torch.nn.functional.linear(*inputs)
-        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        expected = logits.log_softmax(dim=1)[range(5), labels]
-        torch.testing.assert_close(logps.double(), expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(squares.double(), (2 * logits.log_softmax(1)).logsumexp(1), rtol=1e-5, atol=1e-6)
-        weights = torch.randn(5)
-        found = torch.autograd.grad((logps * weights).sum(), inputs)
-        wanted = torch.autograd.grad((expected * weights).sum(), inputs)
+@pytest.mark.parametrize("keep", [0, 150, 10**6], ids=["recomputed", "one chunk kept", "kept"])
+@pytest.mark.parametrize("trained", ["all", "hidden", "weight", "bias"])
+@pytest.mark.parametrize("shape", [LogitShape(), LogitShape(0.3, 2.0)], ids=str)
+def test_head_against_autograd_in_double_precision(shape, trained, keep):
+    """The hand-written derivatives, whatever is trained and kept: float32 inside, so to its rounding."""
+    torch.manual_seed(0)
+    names, sizes = ("hidden", "weight", "bias"), ((5, 4), (6, 4), (6,))
+    inputs = [torch.randn(*size, dtype=torch.double) for size in sizes]
+    for name, values in zip(names, inputs, strict=True):
+        values.requires_grad_(trained in ("all", name))
+    labels, weights = torch.tensor([0, 5, 2, 2, 1]), torch.randn(5)
+    logps, squares = HeadLogps.apply(*inputs, labels, shape, 2, True, keep)
+    logits = shape.scale * torch.nn.functional.linear(*inputs)
+    logits = logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
+    expected = logits.log_softmax(dim=1)[range(5), labels]
+    torch.testing.assert_close(logps.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(squares.double(), (2 * logits.log_softmax(1)).logsumexp(1), rtol=1e-5, atol=1e-6)
+    learning = [values for values in inputs if values.requires_grad]
+    wanted = torch.autograd.grad((expected * weights).sum(), learning)
+    for _ in range(2):  # a second pass through the same graph computes again what the first one used up
+        found = torch.autograd.grad((logps * weights).sum(), learning, retain_graph=True)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_how_many_products_the_head_costs():
+    """2 where it is frozen, 3 where the derivative is kept, else 4; 1 without gradients."""
+    products, labels = [], torch.zeros(8, dtype=torch.long)
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+                products.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def count(frozen: bool, keep: int, learning: bool = True) -> int:
+        hidden, weight = torch.randn(8, 4, requires_grad=learning), torch.randn(6, 4, requires_grad=not frozen)
+        products.clear()
+        with Count():
+            logps, _ = HeadLogps.apply(hidden, weight, None, labels, LogitShape(), 8, False, keep)
+            if learning:
+                logps.sum().backward()
+        return len(products)
+
+    assert [count(True, 0), count(False, 10**6), count(False, 0)] == [2, 3, 4]
+    assert count(True, 10**6, learning=False) == 1
 
 
 def test_layout_by_hand():

@@ -41,9 +41,10 @@ class CheckedLogps:
         if core not in self.paths:
             self.paths[core] = self._tried(model, core, batch)
         path, pad = self.paths[core], self.args.label_pad_token_id
+        settings = {"label_pad_token_id": pad, "with_weights": with_weights}
         if path.fused:
-            return fast_logps(model, core, path, **batch, label_pad_token_id=pad, with_weights=with_weights)
-        return plain_logps(model, **batch, label_pad_token_id=pad, with_weights=with_weights)
+            return fast_logps(model, core, path, **batch, **settings, logits_memory=self.args.logits_memory)
+        return plain_logps(model, **batch, **settings)
 
     def _tried(self, model: nn.Module, core: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FastPath:
         path = choose_path(core, self.args)

@@ -5,9 +5,11 @@ of a forward pass its `forward` is replaced by one that returns the log-probabil
 chunks and computed again in the backward pass. The model, its wrappers and their hooks run as they always do.
 """
 
+import os
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,6 +23,8 @@ from simpo.logps.plain import ResponseLogps, row_sums
 
 # Logits in memory at a time: enough rows for matrix products to run at full speed.
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+# Bytes that may be kept between a head's forward and backward pass, and which part of the free memory at most.
+KEPT_BYTES, KEPT_SHARE = {"cpu": 2**30, "cuda": 2**32}, 0.25
 
 
 class FastPath(NamedTuple):
@@ -76,6 +80,16 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def free_for_logits(device: torch.device) -> int:
+    """Bytes that a process can spare for what saves its head a matrix product."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(min(KEPT_SHARE * free, KEPT_BYTES.get(device.type, 0)))
+
+
 def fast_logps(
     model: nn.Module,
     core: PreTrainedModel,
@@ -86,6 +100,7 @@ def fast_logps(
     label_pad_token_id: int = -100,
     with_weights: bool = False,
     chunk_logits: int | None = None,
+    logits_memory: float | None = 0.0,
 ) -> ResponseLogps:
     """The same as `plain_logps`, by another way.
 
@@ -94,12 +109,14 @@ def fast_logps(
         core: the model itself.
         input_ids, attention_mask, labels: (2B, T) int64, the chosen ones first, padded on the right.
         chunk_logits: logits in memory at a time.
+        logits_memory: GB that may be kept for a trained head's backward pass; None: by device and free memory.
     """
     core = base_model(core)
     head, shape = core.get_output_embeddings(), logit_shape(core)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     places = torch.arange(input_ids.numel(), device=input_ids.device).view(input_ids.shape)
     wanted, real = labels[:, 1:] != label_pad_token_id, attention_mask.bool()
+    kept = free_for_logits(input_ids.device) if logits_memory is None else int(logits_memory * 1e9)
     found: dict[str, torch.Tensor] = {}
 
     def in_place_of_the_head(hidden: torch.Tensor) -> torch.Tensor:
@@ -107,7 +124,7 @@ def fast_logps(
         sources, targets = places[:, :-1][wanted], labels[:, 1:][wanted]
         rows = max(1, (chunk_logits or CHUNK_LOGITS.get(flat.device.type, 2**27)) // head.weight.shape[0])
         logps, found["log_sum_squares"] = HeadLogps.apply(
-            flat[sources], head.weight, head.bias, targets, shape, rows, with_weights
+            flat[sources], head.weight, head.bias, targets, shape, rows, with_weights, kept
         )
         found["mean_logits"] = mean_logits(flat.detach(), places[real], head, shape, rows)
         return logps.view(1, -1, 1)

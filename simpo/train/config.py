@@ -54,6 +54,13 @@ class PreferenceConfig(TrainingArguments):
     padding_free: bool | None = field(
         default=None, metadata={"help": "Run a batch as one row without padding (automatic; see benchmarks/README.md)."}
     )
+    logits_memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "GB per process that fused_logps may keep for the head's backward pass, which saves it a matrix "
+            "product (by device and free memory; 0: none)."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     label_pad_token_id: int = field(default=-100, metadata={"help": "Label that marks tokens not to be predicted."})
     padding_value: int | None = field(default=None, metadata={"help": "Id that fills batches (the pad token)."})
@@ -89,6 +96,8 @@ class PreferenceConfig(TrainingArguments):
             )
         if self.fused_logps is False and (self.shared_prompt or self.padding_free):
             raise ValueError("shared_prompt, padding_free: parts of the fast path, which fused_logps: false turns off")
+        if self.logits_memory is not None and not self.logits_memory >= 0:
+            raise ValueError(f"logits_memory ({self.logits_memory:g}) is in GB: 0 or more")
         if not self.sft_weight >= 0:
             raise ValueError(f"sft_weight ({self.sft_weight:g}) must be at least 0")
         if self.objective != self.declaration.name:
