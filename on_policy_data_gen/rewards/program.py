@@ -108,7 +108,10 @@ class Worker:
     """
 
     def __init__(self, path: Path, function: str):
-        self.command = [sys.executable, str(WORKER), str(path.resolve()), function]
+        # the program's own folder is searched for modules, as if it had been started, and this one is not (-P)
+        self.command = [sys.executable, "-P", str(WORKER), str(path.resolve()), function]
+        folders = [str(path.resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         self.process: subprocess.Popen | None = None
         self.start()
 
@@ -116,16 +119,21 @@ class Worker:
         read, write = os.pipe()
         # a group of its own, so that what it starts ends with it; the answers come apart from what it prints
         self.process = subprocess.Popen(
-            [*self.command, str(write)], stdin=subprocess.PIPE, stdout=2, pass_fds=[write], start_new_session=True
+            [*self.command, str(write)],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=2,
+            pass_fds=[write],
+            start_new_session=True,
         )
         os.close(write)
         self.answers, self.rest = read, b""
         try:
             ready = self.receive(START)
         except CannotScore as error:
-            raise UserError(f"reward_model: {self.command[2]}: while it is imported, {error}") from error
+            raise UserError(f"reward_model: {self.command[3]}: while it is imported, {error}") from error
         if ready != "ready":
-            raise UserError(f"reward_model: {self.command[2]} cannot be imported: {ready}")
+            raise UserError(f"reward_model: {self.command[3]} cannot be imported: {ready}")
 
     def ask(self, prompt: Any, responses: list[str], row: dict[str, Any], time_limit: float) -> list[Any]:
         """One number, None or a text (what came instead) for each response.

@@ -36,8 +36,6 @@ def main(path: str, function: str, descriptor: str) -> None:
 
 
 def load(path: str, function: str) -> Callable[..., Any]:
-    """Import the file, with its folder on the search path as if it had been started there."""
-    sys.path[0] = str(Path(path).parent)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
