@@ -1,14 +1,13 @@
-"""Reading the benchmarks' own files: JSON lists and JSON lines, gzipped or not, with errors that name file and row."""
+"""The benchmarks' own files: which one is it, does every row have its fields, are all questions there."""
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 from simpo.console import UserError
+from simpo.files import read_list
 
 Row = dict[str, Any]
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -63,44 +62,19 @@ def read_rows(path: str | Path, fields: dict[str, type | tuple[type, ...]], what
 
 
 def read_items(path: Path, what: str) -> list[tuple[str, Any]]:
-    """The items of a file, each with its place ("row 3", "line 4").
+    """The items of a file, each with its place ("row 3", "line 4"), see `read_list`.
 
-    Raises:
-        UserError: no such file, or not JSON; names the line.
+    Half a character (a lone surrogate), which no tokenizer takes, becomes the sign for it.
     """
-    text = read_text(path, what)
-    if text.lstrip()[:1] == "[":
-        return [(f"row {number}", item) for number, item in enumerate(parse(text, f"{path}, the list"))]
-    lines = enumerate(text.split("\n"), start=1)
-    return [(f"line {number}", parse(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
+    return [(place, mended(item)) for place, item in read_list(path, what)]
 
 
-def parse(text: str, where: str) -> Any:
-    """A JSON value; half a character (a lone surrogate), which nothing can print or write, becomes the sign for it."""
-    try:
-        value = json.loads(text)
-        if "\\ud" in text.lower():
-            value = json.loads(SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
-        return value
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); was the file cut off?") from error
-    except RecursionError as error:
-        raise UserError(f"{where}: lists within lists, too deep to be read") from error
-
-
-def read_text(path: Path, what: str) -> str:
-    """The text of a file, unpacked when its name ends in .gz.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected {what}") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as {what}: {error}") from error
+def mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: mended(part) for key, part in value.items()}
+    return [mended(part) for part in value] if isinstance(value, list) else value
 
 
 def refuse_repeats(path: str | Path, keys: Iterable[Hashable], name: str = "question {}") -> None:

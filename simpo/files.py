@@ -117,28 +117,38 @@ def read_own(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, 
     return None
 
 
-def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
-    """Read the list in a .json file, or the lines of a .jsonl file, each with its place ("row 0", "line 1").
-
-    A byte-order mark, Windows line ends and .gz after the name are fine.
+def read_text(path: Path, key: str) -> str:
+    """The text of a file the user names. A byte-order mark and .gz after the name are fine.
 
     Args:
-        key: the setting that named the file, for the messages.
+        key: the setting that named the file, or what it should hold, for the messages.
 
     Raises:
-        UserError: no such file, not JSON, or not a list.
+        UserError: no such file, or it cannot be read.
     """
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            text = file.read()
+            return file.read()
     except FileNotFoundError as error:
         raise UserError(f"{key}: there is no file {path}") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {path} cannot be read: {error}") from error
+
+
+def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
+    """Read a file that holds a list, or one value a line, each with its place ("row 0", "line 1").
+
+    Args:
+        key: as for `read_text`.
+
+    Raises:
+        UserError: no such file, not JSON, or not a list.
+    """
+    text = read_text(path, key)
     place = "the whole file"
     try:
-        if path.name.removesuffix(".gz").endswith(".jsonl"):
+        if holds_lines(path, text):
             items = []
             for number, line in enumerate(text.split("\n"), start=1):
                 place = f"line {number}"
@@ -151,6 +161,16 @@ def read_list(path: Path, key: str) -> list[tuple[str, Any]]:
     if not isinstance(content, list):
         raise UserError(f"{key}: {path}: must hold a list, found {type(content).__name__}")
     return [(f"row {number}", item) for number, item in enumerate(content)]
+
+
+def holds_lines(path: Path, text: str) -> bool:
+    """Whether each line is a value: .jsonl says so, unless a list begins; in any other file, if the first of several
+    lines is an object."""
+    start = text.lstrip()
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        return not start.startswith("[")
+    first, _, rest = start.partition("\n")
+    return bool(rest.strip()) and first.startswith("{") and first.rstrip().endswith("}")
 
 
 def read_rows(path: Path, key: str, fields: dict[str, type]) -> list[dict[str, Any]]:

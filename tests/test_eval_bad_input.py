@@ -49,7 +49,7 @@ def test_generate_bad_options(fails, tmp_path, tokenizer_folder):
     assert "unknown key 'temprature'" in fails(generate_answers.main, *model, "--temprature", "1")
     assert "drop --legacy_ae062" in fails(generate_answers.main, *model, "--legacy_ae062")
     assert "9999999 is no token" in fails(generate_answers.main, *model, "--stop_token_ids", "9999999")
-    assert "no such file" in fails(generate_answers.main, *model, "--questions", str(tmp_path / "no.jsonl"))
+    assert "there is no file" in fails(generate_answers.main, *model, "--questions", str(tmp_path / "no.jsonl"))
     assert "name a local file with --questions" in fails(generate_answers.main, *start[:2], *model[-2:])
     assert not (tmp_path / "out").exists()
 

@@ -61,7 +61,7 @@ def test_bad_command_lines(tmp_path, fails):
     good = str(write_jsonl(tmp_path / "r.jsonl", ratings()))
     assert "required: file" in fails(main, "mt-bench")
     assert "invalid choice: 'mtbench'" in fails(main, "mtbench", good)
-    assert "no such file" in fails(main, "mt-bench", str(tmp_path / "no.jsonl"))
+    assert "there is no file" in fails(main, "mt-bench", str(tmp_path / "no.jsonl"))
     assert "must end in .json" in fails(main, "mt-bench", good, "--output", str(tmp_path / "out.txt"))
     (tmp_path / "folder.json").mkdir()
     assert "it is a folder" in fails(main, "mt-bench", good, "--output", str(tmp_path / "folder.json"))

@@ -19,10 +19,11 @@ from benchmarks.base import Benchmark, JudgeFiles, Judging, Outcome, Question, S
 from decoding import Settings, checked, refuse_unknown
 from judge_prompts import fill, messages
 from published import Point
-from records import Row, find_file, kind_of, read_items, read_rows, read_text, refuse_gaps
+from records import Row, find_file, kind_of, read_items, read_rows, refuse_gaps
 from simpo.config import read_yaml
 from simpo.config.values import check_type
 from simpo.console import UserError, warn
+from simpo.files import read_text
 
 JUDGE, QUESTIONS = "gpt-4-1106-preview", 500
 # Asked when a reply holds no verdict; the benchmark asks once more in a similar way.
@@ -185,7 +186,7 @@ class ArenaHard(Benchmark):
         if path is None:
             return points
         try:
-            lines = csv.DictReader(read_text(path, "Arena-Hard's leaderboard").splitlines())
+            lines = csv.DictReader(read_text(path, "reference_data").splitlines())
             return points + [Point(line["model"], float(line["avg_tokens"]), float(line["score"])) for line in lines]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"reference_data: {path} is no leaderboard of Arena-Hard: {error}") from error
