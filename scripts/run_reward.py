@@ -8,9 +8,10 @@ reward_model_annotate.py scores with. The chat template is the tokenizer's own, 
 
 from simpo.console import UserError, command
 from simpo.data.load import get_datasets
+from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import choose_attention, choose_dtype, get_model_config, get_tokenizer
-from simpo.train.run import start_run, train_and_save
+from simpo.train.run import start_run
 
 
 @command

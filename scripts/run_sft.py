@@ -11,9 +11,10 @@ from simpo.chat.format import apply_chat_template
 from simpo.console import UserError, command
 from simpo.data.load import get_datasets
 from simpo.data.mapping import map_rows, tokenizer_key
+from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy
-from simpo.train.run import start_run, train_and_save
+from simpo.train.run import start_run
 
 
 @command

@@ -117,6 +117,31 @@ def read_own(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, 
     return None
 
 
+def parse_row(line: str | bytes, fields: dict[str, type]) -> dict[str, Any] | None:
+    """The row in a line that the project wrote itself; None when it is torn, or lacks a field or its type."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in fields.items()) else None
+
+
+def read_own_rows(path: Path, fields: dict[str, type]) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file that the project wrote itself; none where there is none. Of a torn file, which is set
+    aside, the whole ones.
+    """
+    try:
+        rows = [parse_row(line, fields) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        set_aside(path, f"cannot be read ({error.strerror})")
+        return []
+    if None in rows:
+        set_aside(path, f"{rows.count(None)} broken lines")
+    return [row for row in rows if row is not None]
+
+
 def read_text(path: Path, key: str) -> str:
     """The text of a file the user names. A byte-order mark and .gz after the name are fine.
 

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from simpo.console import UserError, warn
-from simpo.files import flush_to_disk, read_own, write_json, write_rows, writing
+from simpo.files import flush_to_disk, parse_row, read_own, write_json, write_rows, writing
 
 LOCK = ".lock"
 JOURNALS = "journal"
@@ -144,7 +144,7 @@ class Journal:
         for path in sorted((folder / JOURNALS).glob(pattern)):
             broken = 0
             for line in read_lines(path):
-                record = parse_line(line, fields or {})
+                record = parse_row(line, fields or {})
                 if record is not None:
                     yield record
                 elif line.endswith(b"\n"):  # else still being written, or cut by a kill
@@ -166,22 +166,12 @@ def read_lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read: {error.strerror}; it must be a file that you may read") from error
 
 
-def parse_line(line: bytes, fields: dict[str, type]) -> dict[str, Any] | None:
-    """The record in a journal's line, or None when it is torn or lacks a field."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())
-    return record if whole else None
-
-
 def repair(path: Path, fields: dict[str, type]) -> None:
     """Move a journal's broken lines to NAME.broken beside it, so that the next line starts on its own."""
     if not path.exists():
         return
     lines = list(read_lines(path))
-    records = [parse_line(line, fields) for line in lines]
+    records = [parse_row(line, fields) for line in lines]
     if all(record is not None and line.endswith(b"\n") for record, line in zip(records, lines, strict=True)):
         return
     with path.with_name(f"{path.name}.broken").open("ab") as aside:

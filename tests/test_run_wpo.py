@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -78,6 +79,7 @@ def test_stale_precomputed_values_are_not_used(wpo, tmp_path, monkeypatch):
     def loaded(**changes) -> int:
         loads.clear()
         run(monkeypatch, wpo(model_name_or_path=model, precompute_ref_log_probs=True, max_steps=1, **changes))
+        shutil.rmtree(tmp_path / "out")
         return len(loads)
 
     assert loaded() == 2 and loaded() == 1

@@ -170,7 +170,7 @@ def warnings_of(run: Run) -> list[str]:
             found.append(f"{stage.name}: the loss or the gradient is not a number at {steps}.")
         if not stage.history:
             found.append(f"{stage.name}: has not logged anything; it may still run, or was stopped early.")
-        elif not any("train_runtime" in entry for entry in stage.history):
+        elif not any("total_flos" in entry for entry in stage.history):
             found.append(f"{stage.name}: not finished; the curves end at its newest checkpoint.")
     return found
 

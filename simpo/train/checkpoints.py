@@ -1,37 +1,101 @@
-"""Checkpoints: which one to resume from, and whether it is whole and of this run."""
+"""Checkpoints: when one is whole, which one to resume from, and keeping them whole while they are written."""
 
 import json
+import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig, TrainingArguments
+from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.console import UserError, say, warn
+from simpo.files import content_digest, flush_to_disk, write_json
 
-RUN_CONFIG = "run_config.yaml"
+DIGESTS = "digests.json"
+STATE = "trainer_state.json"
+THREADS = 8  # files read at a time
+
+
+def write_digests(folder: Path, *patterns: str) -> None:
+    """Record the size and digest of files, once all of them are on the disk: {path in the folder: [bytes, digest]}.
+
+    Reads everything back: a checkpoint of 100 GB takes as long as its disk needs for 100 GB, or less where the system
+    still holds it in memory.
+
+    Args:
+        patterns: of the files' paths (default: all).
+    """
+
+    def entry(path: Path) -> tuple[str, list[Any]]:
+        flush_to_disk(path)
+        return path.relative_to(folder).as_posix(), [path.stat().st_size, content_digest(path)]
+
+    found = {path for pattern in patterns or ("**/*",) for path in folder.glob(pattern)}
+    files = sorted(path for path in found if path.is_file() and path.name != DIGESTS)
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = dict(pool.map(entry, files))
+    for place in {folder, *(path.parent for path in files)}:
+        flush_to_disk(place)
+    write_json(folder / DIGESTS, digests)
+    flush_to_disk(folder.parent)
+
+
+def torn_files(folder: Path) -> list[str]:
+    """The files that are not what `write_digests` saw (itself, when that is torn), with what is wrong."""
+
+    def flaw(entry: tuple[str, list[Any]]) -> str | None:
+        name, (size, digest) = entry
+        try:
+            whole = (folder / name).stat().st_size == size and content_digest(folder / name) == digest
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None if whole else f"{name} is torn"
+
+    try:
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        entries = [(name, [int(size), str(digest)]) for name, (size, digest) in digests.items()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return [f"{DIGESTS} is torn"]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [flaw for flaw in pool.map(flaw, entries) if flaw]
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The trainer's state in a folder; None when it is missing or torn."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
 
 
 def checkpoint_flaw(folder: Path) -> str | None:
     """Say what keeps a checkpoint from being whole; None when nothing does.
 
-    The trainer's state is written last, so a run killed while saving leaves it out; the other files are checked for
-    their own ends, because a full disk or a lost machine can tear any of them.
+    Its digests are written last and tell of every byte. One without them (of an older version, or whose writing was
+    cut short by a moment) is judged by its trainer's state, which is the last of the other files, and by their ends.
     """
-    state = folder / "trainer_state.json"
-    try:
-        json.loads(state.read_text())
-    except (OSError, ValueError):
-        return f"{state.name} is missing or torn"
-    for index in folder.glob("*.index.json"):
+    if (folder / DIGESTS).exists():
+        return next(iter(torn_files(folder)), None)
+    if read_state(folder) is None:
+        return f"{STATE} is missing or torn"
+    for file in folder.glob("*.json"):
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError):
-            return f"{index.name} is torn"
+            content = dict(json.loads(file.read_text(encoding="utf-8")))
+            shards = set(content["weight_map"].values()) if file.name.endswith(".index.json") else set()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return f"{file.name} is torn"
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             return f"{missing[0]} is missing"
+    return weights_flaw(folder)
+
+
+def weights_flaw(folder: Path) -> str | None:
+    """Say which of a folder's weights, or of the trainer's pickled files, has lost its start or its end."""
     for weights in folder.glob("*.safetensors"):
         try:
             with safe_open(weights, "pt"):
@@ -42,6 +106,16 @@ def checkpoint_flaw(folder: Path) -> str | None:
         if not zipfile.is_zipfile(pickled):
             return f"{pickled.name} is torn"
     return None
+
+
+def checkpoints_in(output_dir: str) -> list[Path]:
+    """Checkpoint folders by step, the newest first."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit() and p.is_dir()]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[11:])
 
 
 def get_checkpoint(training_args: TrainingArguments) -> str | None:
@@ -59,34 +133,56 @@ def get_checkpoint(training_args: TrainingArguments) -> str | None:
         return named
     if named and named.lower() == "false":
         return None
-    folders = [p for p in Path(training_args.output_dir).glob("checkpoint-*") if p.name[11:].isdigit() and p.is_dir()]
-    for folder in sorted(folders, key=lambda p: int(p.name[11:]), reverse=True):
-        if flaw := checkpoint_flaw(folder):
-            warn(f"skipping {folder}: {flaw} (the run was stopped while saving it)")
+    folders = checkpoints_in(training_args.output_dir)
+    for number, folder in enumerate(folders):
+        flaw = checkpoint_flaw(folder)
+        if flaw is None and not (folder / DIGESTS).exists():
+            # this version was writing it, if it wrote an older one
+            older = any((other / DIGESTS).exists() for other in folders[number + 1 :])
+            flaw = "the run was stopped while saving it" if older else None
+        if flaw:
+            warn(f"skipping {folder}: {flaw}")
             continue
         say(f"resuming from {folder}")
         return str(folder)
     return None
 
 
-def check_resumable(training_args: TrainingArguments, checkpoint: str | None, identity: dict[str, Any]) -> None:
-    """Refuse to resume a checkpoint of another model or objective.
+class WholeCheckpoints(TrainerCallback):
+    """Marks each checkpoint as whole (`write_digests`) before older ones go, once every process has written its part.
 
-    Args:
-        identity: what the runs must share, as `write_run_config` recorded it for the first.
-
-    Raises:
-        UserError: output_dir holds a checkpoint of another run.
+    transformers removes the older ones (`save_total_limit`) when the new one has left the process, not when it is on
+    the disk; so that is done here.
     """
-    if checkpoint is None:
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and folder.is_dir():  # what the run that is resumed was stopped at
+            remove_older(folder, self.limit, state.best_model_checkpoint)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_digests(folder)
+            remove_older(folder, self.limit, state.best_model_checkpoint)
+
+
+def remove_older(newest: Path, limit: int | None, best: str | None) -> None:
+    """Keep the newest checkpoints up to the limit, and the best one in any case."""
+    if not limit or limit < 1:
         return
-    known = read_run_config(training_args).get("identity", {})
-    for key, value in identity.items():
-        if key in known and known[key] != value:
-            raise UserError(
-                f"output_dir: {training_args.output_dir} holds a checkpoint of another run ({key}: {known[key]}, "
-                f"now {value}); choose another output_dir or remove it"
-            )
+    folders = [folder for folder in checkpoints_in(str(newest.parent)) if step_of(folder) <= step_of(newest)]
+    kept = {newest, *([Path(best)] if best else [])}
+    surplus = len(folders) - max(limit, len(kept))
+    for folder in [folder for folder in reversed(folders) if folder not in kept][: max(0, surplus)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_architecture(checkpoint: str | None, config: PretrainedConfig) -> None:
@@ -105,19 +201,3 @@ def check_architecture(checkpoint: str | None, config: PretrainedConfig) -> None
                 f"output_dir: {checkpoint} is a checkpoint of another model ({key}: {saved.get(key)}, "
                 f"now {getattr(config, key, None)}); choose another output_dir or remove it"
             )
-
-
-def read_run_config(training_args: TrainingArguments) -> dict[str, Any]:
-    """What `write_run_config` recorded in output_dir; nothing where there is no record."""
-    record = Path(training_args.output_dir) / RUN_CONFIG
-    return (yaml.safe_load(record.read_text()) or {}) if record.is_file() else {}
-
-
-def write_run_config(training_args: TrainingArguments, identity: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Record what a run was started with in output_dir/run_config.yaml."""
-    if training_args.should_save:
-        record = Path(training_args.output_dir) / RUN_CONFIG
-        record.parent.mkdir(parents=True, exist_ok=True)
-        beside = record.with_suffix(".tmp")
-        beside.write_text(yaml.safe_dump({"identity": identity, "settings": settings}, sort_keys=False))
-        beside.replace(record)

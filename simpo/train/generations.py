@@ -1,20 +1,22 @@
 """What the policy answers while it trains (`generate_during_eval`)."""
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import Trainer
+
+from simpo.files import read_own_rows, write_rows
 
 PROMPTS = 4
 NEW_TOKENS = 256
 
 
 def write_generations(trainer: Trainer) -> None:
-    """Append greedy answers to the first evaluation prompts to output_dir/generations.jsonl.
+    """Add greedy answers to the first evaluation prompts to output_dir/generations.jsonl.
 
     One line per prompt: {step, prompt, generation}. Every process generates (under ZeRO-3 each holds a part of the
-    weights), the main one writes.
+    weights), the main one writes. Lines of steps that this run has not evaluated before go: a run that was stopped
+    after its last checkpoint wrote them, and makes the steps again.
     """
     dataset = trainer.eval_dataset
     if isinstance(dataset, dict):
@@ -35,5 +37,9 @@ def write_generations(trainer: Trainer) -> None:
         prompt_text, text = tokenizer.decode(ids), tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
         lines.append({"step": trainer.state.global_step, "prompt": prompt_text, "generation": text})
     if trainer.is_world_process_zero():
-        with (Path(trainer.args.output_dir) / "generations.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        now = trainer.state.global_step
+        history = trainer.state.log_history
+        evaluated = {entry["step"] for entry in history if any(key.startswith("eval_") for key in entry)}
+        path = Path(trainer.args.output_dir) / "generations.jsonl"
+        earlier = read_own_rows(path, {"step": int, "prompt": str, "generation": str})
+        write_rows(path, [row for row in earlier if row["step"] in evaluated - {now}] + lines)

@@ -6,9 +6,10 @@ from simpo.config.reading import read_yaml, split_overrides
 from simpo.console import UserError
 from simpo.objectives import objective_names
 from simpo.train.config import PreferenceConfig, config_class
+from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy, load_reference
-from simpo.train.run import load_pairs, show_summary, start_run, train_and_save
+from simpo.train.run import load_pairs, show_summary, start_run
 from simpo.train.trainer import PreferenceTrainer
 
 

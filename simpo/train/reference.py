@@ -3,20 +3,24 @@
 import gc
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+import xxhash
 from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
-from simpo.console import UserError, is_main_process
+from simpo.console import UserError, is_main_process, warn
+from simpo.files import put_in_place, writing
 from simpo.logps.plain import ResponseLogps
 from simpo.train.model import check_same_vocabulary
 
@@ -101,25 +105,18 @@ class Reference:
 
     def _precomputed(self, dataset: Dataset, name: str) -> Dataset:
         """The dataset with its column ref_logps; chunks that were computed before are read, not computed."""
-        trainer = self.trainer
-        key = Hasher.hash((dataset._fingerprint, self._model_key(), self.per_token))
+        key = Hasher.hash(("with digests", dataset._fingerprint, self._model_key(), self.per_token))
         folder = Path(HF_DATASETS_CACHE) / "ref_logps" / key
         values = []
         starts = range(0, len(dataset), CHUNK)
         for start in tqdm(starts, desc=f"Reference log-probabilities, {name}", disable=not is_main_process()):
-            file = folder / f"{start}.safetensors"
-            exists = [file.is_file()]
-            broadcast_object_list(exists)  # one answer for all processes
-            if exists[0]:
-                values.append(load_file(file)["ref_logps"])
-                continue
             chunk = dataset.select(range(start, min(start + CHUNK, len(dataset))))
-            values.append(self._compute(chunk))
-            if trainer.is_local_process_zero():
-                folder.mkdir(parents=True, exist_ok=True)
-                beside = folder / f"{start}.{os.getpid()}.tmp"
-                save_file({"ref_logps": values[-1]}, beside)
-                beside.replace(file)
+            file = folder / f"{start}.safetensors"
+            known = [read_chunk(file, len(chunk)) if is_main_process() else None]
+            broadcast_object_list(known)  # one answer for all processes
+            values.append(self._compute(chunk) if known[0] is None else known[0])
+            if known[0] is None and is_main_process():
+                write_chunk(file, values[-1])
         return dataset.add_column("ref_logps", torch.cat(values).tolist())
 
     def _compute(self, dataset: Dataset) -> torch.Tensor:
@@ -153,3 +150,28 @@ class Reference:
             return (name, getattr(self.trainer.model.config, "_commit_hash", None))
         files = sorted(p for pattern in ("*.safetensors", "*.bin", "*.json") for p in folder.glob(pattern))
         return (str(folder.resolve()), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+def write_chunk(file: Path, values: torch.Tensor) -> None:
+    """Keep precomputed values with their digest."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")  # several runs may share the cache
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"ref_logps": values}, beside, metadata={"digest": digest_of(values)})
+        put_in_place(beside, file)
+
+
+def read_chunk(file: Path, rows: int) -> torch.Tensor | None:
+    """Values that `write_chunk` kept, (rows, 2) float32; None when there are none, or not the same any more."""
+    if not file.exists():
+        return None
+    with suppress(OSError, SafetensorError, KeyError, TypeError), safe_open(file, "pt") as kept:
+        values = kept.get_tensor("ref_logps")
+        if values.shape == (rows, 2) and kept.metadata()["digest"] == digest_of(values):
+            return values
+    warn(f"{file} is torn: its reference log-probabilities are computed again")
+    return None
+
+
+def digest_of(values: torch.Tensor) -> str:
+    return xxhash.xxh3_128_hexdigest(values.numpy().tobytes())

@@ -1,31 +1,26 @@
-"""What every run_*.py shares: checks before anything slow, the start-up summary, training and saving."""
+"""What every run_*.py shares: checks before anything slow, and the start-up summary."""
 
-import atexit
-import json
-import os
 import random
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import DatasetDict
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, is_main_process, say, warn
 from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
+from simpo.files import weights_digest
 from simpo.logps.attention import attention_name
 from simpo.logps.fused import choose_path
-from simpo.train.checkpoints import check_resumable, get_checkpoint, read_run_config, write_run_config
 from simpo.train.config import PreferenceConfig
 from simpo.train.model import model_identity
+from simpo.train.rerun import take_up
 from simpo.train.trainer import PreferenceTrainer
 
 # Trained by the paper with 128 pairs per optimizer step, whatever the number of GPUs.
@@ -38,7 +33,6 @@ PAPER_CONFIGS = {
     "gemma-2-9b-it-simpo",
 }
 PAPER_PAIRS_PER_STEP = 128
-finished = False  # whether this process has nothing left to do
 
 
 def start_run(
@@ -47,7 +41,8 @@ def start_run(
     """Check what can be checked at once, seed, and return the checkpoint to resume from (None: start anew).
 
     Raises:
-        UserError: a setting cannot work, or output_dir belongs to another run.
+        Done: output_dir holds this run, finished.
+        UserError: a setting cannot work, or output_dir belongs to another run or is being written to (see `take_up`).
     """
     # torch's own deprecations, repeated by DeepSpeed in every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -66,27 +61,8 @@ def start_run(
             )
     if not is_main_process():
         datasets.disable_progress_bars()
-    if args.world_size > 1:
-        atexit.register(leave)  # early, so that it comes after what trackers register
     set_seed(args.seed)
-    checkpoint = get_checkpoint(args)
-    check_resumable(args, checkpoint, run_identity(model_args, objective))
-    if checkpoint is not None:
-        recorded = read_run_config(args).get("settings", {}).get("chat_template_kwargs")
-        data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, recorded)
-    return checkpoint
-
-
-def leave() -> None:
-    """End a process that has done all its work without the libraries' C++ destructors.
-
-    On a loaded CPU three of some forty WPO runs under ZeRO-3 aborted there, all saved ("terminate called without an
-    active exception"); then the launcher ends the other processes and reports a failure. The cause was not found.
-    """
-    if finished:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    return take_up(model_args, data_args, args, run_identity(model_args, objective))
 
 
 def run_identity(model_args: ModelArguments, objective: str) -> dict[str, Any]:
@@ -94,6 +70,7 @@ def run_identity(model_args: ModelArguments, objective: str) -> dict[str, Any]:
     return {
         "objective": objective,
         "model": model_identity(model_args.model_name_or_path),
+        "weights": weights_digest(model_args.model_name_or_path),
         "use_peft": model_args.use_peft,
     }
 
@@ -180,62 +157,3 @@ def show_samples(trainer: PreferenceTrainer, count: int = 3) -> None:
 
 def shorten(text: str, width: int = 240) -> str:
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
-
-
-def train_and_save(
-    trainer: Trainer,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    checkpoint: str | None,
-    objective: str,
-    card: Mapping[str, Any] | None = None,
-) -> None:
-    """Train (or resume), save model, metrics, state and model card, then evaluate.
-
-    Args:
-        card: arguments of the trainer's `create_model_card`; by default those of transformers'.
-    """
-    card = card or {
-        "finetuned_from": model_args.model_name_or_path,
-        "dataset": list(data_args.dataset_mixer),
-        "dataset_tags": list(data_args.dataset_mixer),
-        "tags": [*trainer.tags],
-    }
-    args = trainer.args
-    write_run_config(
-        args,
-        run_identity(model_args, objective),
-        {**asdict(model_args), **asdict(data_args), **args.to_sanitized_dict()},
-    )
-    if args.should_save and isinstance(trainer, PreferenceTrainer):
-        reports = {split: asdict(report) for split, report in trainer.data_reports.items()}
-        (Path(args.output_dir) / "data_report.json").write_text(json.dumps(reports, indent=2) + "\n")
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics["train_samples"] = len(trainer.train_dataset)
-    finish_split(trainer, "train", metrics)
-
-    trainer.model.config.use_cache = True  # off while training; the saved model is for generating
-    if trainer.is_fsdp_enabled:  # its checkpoints may be sharded; the model is saved whole
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
-    trainer.create_model_card(**card)
-
-    if args.do_eval:
-        metrics = trainer.evaluate()
-        metrics["eval_samples"] = len(trainer.eval_dataset)
-        finish_split(trainer, "eval", metrics)
-    trainer.save_state()
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:  # all processes leave together: where one ends, launchers may end the others
-        trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.end_training()
-    folder = Path(args.output_dir).resolve()
-    global finished
-    finished = True
-    say(f"model in {folder}\nmetrics in {folder / 'all_results.json'}, per step in {folder / 'trainer_state.json'}")
-
-
-def finish_split(trainer: Trainer, split: str, metrics: Mapping[str, float]) -> None:
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)

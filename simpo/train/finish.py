@@ -1,0 +1,142 @@
+"""Training itself, and what a finished run leaves: every file of it is there when the last one is written."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from simpo.config import DataArguments, ModelArguments
+from simpo.console import UserError, say
+from simpo.files import put_in_place, write_json
+from simpo.train.checkpoints import STATE, WholeCheckpoints
+from simpo.train.rerun import mark_finished, settings_of, write_run_config
+from simpo.train.run import run_identity
+from simpo.train.trainer import PreferenceTrainer
+
+# What transformers counts from the resume on, not over the whole run.
+SINCE_RESUME = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "Parent directory")  # in torch.save's RuntimeErrors
+
+
+def train_and_save(
+    trainer: Trainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    checkpoint: str | None,
+    objective: str,
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Train (or resume), save the model and its card, evaluate, save metrics and state.
+
+    Args:
+        card: arguments of the trainer's `create_model_card`; by default those of transformers'.
+
+    Raises:
+        UserError: a file cannot be written; the same command goes on from the newest checkpoint.
+    """
+    card = card or {
+        "finetuned_from": model_args.model_name_or_path,
+        "dataset": list(data_args.dataset_mixer),
+        "dataset_tags": list(data_args.dataset_mixer),
+        "tags": [*trainer.tags],
+    }
+    args, folder = trainer.args, Path(trainer.args.output_dir).resolve()
+    settings = settings_of(model_args, data_args, args)
+    trainer.add_callback(WholeCheckpoints(trainer))
+    trainer.add_callback(NoFurtherStep(trainer))
+    with writing_below(folder):
+        if trainer.is_world_process_zero():
+            write_run_config(args, run_identity(model_args, objective), settings)
+            if isinstance(trainer, PreferenceTrainer):
+                write_json(folder / "data_report.json", {k: asdict(v) for k, v in trainer.data_reports.items()})
+        results = {"train": train(trainer, checkpoint)}
+        trainer.model.config.use_cache = True  # off while training; the saved model is for generating
+        if trainer.is_fsdp_enabled:  # its checkpoints may be sharded; the model is saved whole
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model()
+        trainer.create_model_card(**card)
+        if args.do_eval:
+            results["eval"] = last_evaluation(trainer)
+        if trainer.is_world_process_zero():
+            save_results(trainer, folder, results)
+        if args.push_to_hub:
+            trainer.push_to_hub(**card)
+        trainer.accelerator.wait_for_everyone()  # all have written, and leave together: or launchers end the others
+        if trainer.is_world_process_zero():
+            mark_finished(folder)
+    if not args.push_to_hub:
+        trainer.accelerator.end_training()
+    say(f"model in {folder}\nmetrics in {folder / 'all_results.json'}, per step in {folder / STATE}")
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
+    """Train; return the metrics of the whole run, and leave out what is known of its last part only."""
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if checkpoint is not None:
+        for part in (metrics, trainer.state.log_history[-1]):
+            for name in SINCE_RESUME:
+                part.pop(name, None)
+    return metrics | {"train_samples": len(trainer.train_dataset)}
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, float]:
+    """The evaluation of the model that is saved; the one made while training, if that was at its step."""
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    step = state.best_global_step if best else state.global_step
+    metrics: dict[str, float] = {}
+    for entry in state.log_history:
+        if entry["step"] == step and any(name.startswith("eval_") for name in entry):
+            metrics |= {name: value for name, value in entry.items() if name != "step"}
+    return (metrics or trainer.evaluate()) | {"eval_samples": len(trainer.eval_dataset)}
+
+
+def save_results(trainer: Trainer, folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Write SPLIT_results.json, all_results.json and trainer_state.json."""
+    together: dict[str, float] = {}
+    for split, metrics in results.items():
+        trainer.log_metrics(split, metrics)
+        write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
+        together |= metrics
+    write_json(folder / "all_results.json", dict(sorted(together.items())))
+    beside = folder / f"{STATE}.tmp"
+    trainer.state.save_to_json(str(beside))
+    put_in_place(beside, folder / STATE)
+
+
+class NoFurtherStep(TrainerCallback):
+    """Keeps a run that is resumed at its last step from making another.
+
+    transformers asks only after a step whether it was the last.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            self.trainer._run_epoch = self.stop
+
+    def stop(self, **kwargs: Any) -> None:
+        self.trainer.control.should_training_stop = True
+
+
+@contextmanager
+def writing_below(folder: Path) -> Iterator[None]:
+    """Turn what a disk does to the libraries that write checkpoints and models into one line that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        place, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        raise UserError(f"{place}: {what}; mend that and run the same command again") from error
+    except RuntimeError as error:
+        if not any(name in str(error) for name in TORCH_WRITER):
+            raise
+        raise UserError(f"{folder}: cannot be written: {error}; mend that and run the same command again") from error
