@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from simpo.logps.families import FAMILIES
 from simpo.logps.fused import FastPath, choose_path, fast_logps
 from simpo.logps.plain import ResponseLogps, plain_logps
-from simpo.train.config import PreferenceConfig
+from simpo.train.config import config_class
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "model_families.md"
 SIZES = {
@@ -159,7 +159,7 @@ def difference(found: Results, expected: Results) -> Difference:
 
 
 def rows_of_the_table() -> list[str]:
-    args, lines = PreferenceConfig(output_dir="unused", use_cpu=True, max_length=512, max_prompt_length=128), []
+    args, lines = config_class("simpo")(output_dir="unused", use_cpu=True, max_length=512, max_prompt_length=128), []
     for case, (known_by, _) in CASES.items():
         model = tiny(case)
         family, expected = model.config.model_type, results(model)

@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
-SIDES = ("ours", "plain", "trl")
+SIDES = ("ours", "recomputed", "plain", "trl")  # recomputed: ours with logits_memory 0
 # (prompt, response) tokens, each drawn between half and one and a half times these
 MIXES = {"short": (60, 400), "long": (800, 400)}
 PREDICTIONS = """\
@@ -157,8 +157,8 @@ def train(args: argparse.Namespace, side: str, mix: str, dtype: str, model: str)
             trl_args = CPOConfig(**settings, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=1.0)
             trainer = CPOTrainer(policy, args=trl_args, **kwargs)
         else:
-            fast = {} if side == "ours" else {"fused_logps": False}
-            ours = SimPOConfig(**settings, **fast, gamma_beta_ratio=0.5, max_prompt_length=1500)
+            path = {"ours": {}, "recomputed": {"logits_memory": 0.0}, "plain": {"fused_logps": False}}[side]
+            ours = SimPOConfig(**settings, **path, gamma_beta_ratio=0.5, max_prompt_length=1500)
             trainer = SimPOTrainer(policy, args=ours, **kwargs)
         trainer.train()
     weights = sum(p.numel() for p in policy.parameters())

@@ -1,6 +1,7 @@
 """Attention by spans: under names of its own, against masks, and nowhere but in the fast path."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from model_families import MIXED
+from simpo.console import UserError
 from simpo.logps.attention import BRANCHED, Pieces, attending_by_spans, attention_name, branched_mask
-from simpo.logps.fused import FastPath, fast_logps
+from simpo.logps.fused import FastPath, choose_path, fast_logps
 from simpo.logps.plain import plain_logps
+from simpo.train.config import config_class
 
 PATH = FastPath(True, True, True)
 
@@ -97,3 +100,14 @@ def test_masks_of_pieces_by_hand(loaded):
         assert wide.masks == full.masks == [[None, None, None]]
         with pytest.raises(NotImplementedError, match="more than causal"):
             branched_mask(own="sdpa", device=torch.device("cpu"), use_vmap=True)
+
+
+def test_attention_that_cannot_be_set(loaded, monkeypatch):
+    """A model with code of its own, whose attention does not look its function up: its rows stay apart."""
+    monkeypatch.setattr(type(loaded), "_can_set_attn_implementation_cached_value", False, raising=False)
+    args = config_class("simpo")(output_dir="unused", use_cpu=True, max_length=64, max_prompt_length=32)
+    assert choose_path(loaded, args) == FastPath(True, False, False)
+    with pytest.raises(NotImplementedError, match="does not let its attention be set"):
+        fast_logps(loaded, loaded, PATH, **MIXED)
+    with pytest.raises(UserError, match="shared_prompt, padding_free: not with"):
+        choose_path(loaded, replace(args, shared_prompt=True))

@@ -58,6 +58,8 @@ def attending_by_spans(model: PreTrainedModel, spans: list[list[Span]]) -> Itera
     """
     if model.config._attn_implementation in BRANCHED:
         model.set_attn_implementation(BRANCHED[model.config._attn_implementation])
+    if model.config._attn_implementation not in BRANCHED.values():
+        raise NotImplementedError(f"{type(model).__name__} does not let its attention be set, so not by spans")
     token = ROW_SPANS.set(spans)
     try:
         yield

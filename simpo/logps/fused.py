@@ -64,7 +64,7 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
     if reason or args.fused_logps is False:
         return FastPath(False, False, False, reason)
     attention = attention_name(config)
-    by_spans = attention in BRANCHED
+    by_spans = attention in BRANCHED and model._can_set_attn_implementation()  # code of its own need not look it up
     if attention == "flash_attention_2" and args.shared_prompt:
         raise UserError("shared_prompt: flash_attention_2 has no such mask; use sdpa, or padding_free")
     if not by_spans and attention != "flash_attention_2" and (args.shared_prompt or args.padding_free):
