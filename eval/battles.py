@@ -13,7 +13,7 @@ from records import Row, read_rows, refuse_repeats
 from simpo.chat.thinking import after_thinking
 from simpo.console import UserError, warn
 
-VERDICT = r"\[\[([AB<>=]+)\]\]"
+VERDICT, IN_ONE = r"\[\[([AB<>=]+)\]\]", r"\[([AB<>=]+)\]"  # v0.1's pattern, and what today's tool reads as well
 BASELINE, V01 = "gpt-4-0314", "arena-hard-v0.1"
 STRONG_WEIGHT = 3  # a "significantly better" counts as three battles
 ROUNDS, SEED = 100, 42
@@ -44,9 +44,9 @@ class Battle(NamedTuple):
     category: str = V01
 
 
-def parse_verdict(text: str, rule: str = "all agree", pattern: str = VERDICT) -> str | None:
+def parse_verdict(text: str, rule: str = "all agree", patterns: tuple[str, ...] = (VERDICT,)) -> str | None:
     """The verdict that a judge's reply ends in; None when there is none, or several that differ."""
-    labels = find_labels(after_thinking(text) if "thinking" in rule else text, (pattern,))
+    labels = find_labels(after_thinking(text) if "thinking" in rule else text, patterns)
     return RULES[rule](labels) if labels else None
 
 
@@ -120,7 +120,7 @@ def differs(game: Row) -> bool:
         return False
     text, rule = (said.get("answer"), "last") if isinstance(said, dict) else (said, "all agree")
     rule = game["rule"] if game.get("rule") in RULES else rule
-    return parse_verdict(str(text), rule) != game["score"]
+    return parse_verdict(str(text), rule, (VERDICT, IN_ONE) if isinstance(said, dict) else (VERDICT,)) != game["score"]
 
 
 def v01_numbers(battles: list[Battle]) -> dict[str, Row]:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
@@ -252,6 +253,8 @@ class Judge:
         if not named or not UNKNOWN_PARAMETER.search(words) or "too large" in words:
             return False
         with self.lock:
+            if "max_tokens" in named:  # an error about it names the other one as the remedy
+                named = [name for name in named if name != "max_completion_tokens"]
             for name in named:
                 if name in ("logprobs", "top_logprobs"):
                     raise UserError(self.no_logprobs(shorten(words, 200)))
@@ -259,7 +262,7 @@ class Judge:
                     continue  # another thread has changed it
                 value = self.parameters.pop(name, None)
                 if name == "max_tokens" and value is not None:
-                    self.parameters["max_completion_tokens"] = value
+                    self.parameters.setdefault("max_completion_tokens", value)
                 if value is not None:
                     instead = " (max_completion_tokens instead)" if name == "max_tokens" else ""
                     warn(f"{self.endpoint.model} does not take {name}: sent without it{instead}; {shorten(words, 120)}")
@@ -354,12 +357,11 @@ def problem_of(status: int, content: Any) -> tuple[int | None, str, str]:
 
 
 def wait_asked_for(headers: httpx.Headers) -> float | None:
-    """Seconds that the server asks to wait before the next try."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            wait = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue  # a date, or nothing
-        if 0 <= wait < float("inf"):
-            return wait
-    return None
+    """Seconds that the server asks to wait before the next try: a number, or the time of a date."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
+            return float(headers[name]) / unit
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return None

@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks import find, names
 from benchmarks.base import JudgeFiles, Judging
-from endpoint import Endpoint, Judge, address_of, check_key
+from endpoint import LIMITS, Endpoint, Judge, address_of, check_key
 from judging import Replies, work_off
 from records import Row, shorten
 from simpo.config import H4ArgumentParser
@@ -77,6 +77,10 @@ class JudgeArguments:
             raise UserError("concurrency must lie between 1 and 1000, and timeout be above 0")
         if reserved := sorted({"model", "messages", "stream", "n"} & (self.judge_args or {}).keys()):
             raise UserError(f"judge_args: {reserved[0]} is not for this option (--judge names the model)")
+        for key in LIMITS:
+            limit = (self.judge_args or {}).get(key)
+            if limit is not None and (not isinstance(limit, int) or limit < 1):
+                raise UserError(f"judge_args: {key} must be a number of tokens, got {limit!r}")
 
     @property
     def files(self) -> JudgeFiles:
@@ -125,7 +129,11 @@ def record_of(args: JudgeArguments, judging: Judging) -> Row:
         key: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file and Path(file).is_file() else file
         for key, file in files.items()
     }
-    parameters = judging.parameters | (args.judge_args or {})
+    given = args.judge_args or {}
+    own = {
+        key: value for key, value in judging.parameters.items() if key not in LIMITS or not given.keys() & set(LIMITS)
+    }
+    parameters = own | given
     record = {"benchmark": args.benchmark, "judge": args.judge, **digests, "thinking": args.thinking}
     return record | {"parameters": parameters, "rule": judging.rule, **judging.record}
 

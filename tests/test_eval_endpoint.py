@@ -2,12 +2,16 @@
 paid."""
 
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from judge_server import FOR_A_WHILE, KEY, preference_reply, serving
 from judge_world import ARENA, answers, judge_files
 
+import endpoint
 import judge
 import judging
 
@@ -244,3 +248,27 @@ def test_thoughts_in_answers(judged, fails, tmp_path):
         )
     assert "2 answers hold thoughts" in said
     assert "Hm, let me" in (tmp_path / "kept").joinpath("model_judgment/gpt-4-1106-preview/mine.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"retry-after": "2"}, 2, 2),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25, 0.25),
+        ({"retry-after": "soon"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers, least, most):
+    wait = endpoint.wait_asked_for(httpx.Headers(headers))
+    assert wait is None if least is None else least <= wait <= most
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=1000))
+    assert 0 < endpoint.wait_asked_for(httpx.Headers({"retry-after": soon})) <= 1000
+
+
+def test_both_names_of_the_limit(judged, monkeypatch):
+    """The user's own name for it is the only one sent; what the benchmark sends gives way."""
+    with serving(lambda messages: ("[[3]]", [])) as server:
+        judged("mt-bench", server.url, "--judge_args", '{"max_completion_tokens": 99}')
+        sent = server.served[0]["request"]
+    assert sent["max_completion_tokens"] == 99 and "max_tokens" not in sent

@@ -293,5 +293,7 @@ def check_judging(model: str, rows: list[Row]) -> None:
         warn(f"{model}: judged against {', '.join(others)}; the published win rates are against {BASELINE}")
     if others := sorted({row.get("annotator") or ANNOTATOR for row in rows} - {ANNOTATOR}):
         warn(f"{model}: judged by {', '.join(others)}; the published win rates are {ANNOTATOR}'s")
+    if not any(row["preference"] for row in rows):
+        raise UserError(f"{model}: no row holds a preference")
     if dropped := sum(row["preference"] is None or row["preference"] != row["preference"] for row in rows):
         warn(f"{model}: {dropped} rows without a preference are left out of the raw win rate")

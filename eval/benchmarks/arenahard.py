@@ -149,7 +149,7 @@ class ArenaHard(Benchmark):
         """
         if files.reference_data:
             find_file(files.reference_data, "leaderboard*.csv", needed=False)
-        battles, judges, questions = read_battles(self, files.judgments, files.questions)
+        battles, judges = read_battles(self, files.judgments, files.questions)
         lengths = self.answer_lengths(files.answers)
         if files.answers and not lengths.keys() & {battle.model for battle in battles}:
             found = ", ".join(dict.fromkeys(battle.model for battle in battles))
@@ -162,8 +162,8 @@ class ArenaHard(Benchmark):
                 warn(f"{category} is of Arena-Hard v2.0: scored by its rule, not comparable with v0.1's published rows")
             for model, row in numbers.items():
                 name = model if category == V01 else f"{model} ({category})"
-                asked = questions[model, category]
-                scores[name] = row | {"n_questions": len(asked), "judge": ", ".join(judges) or None}
+                with_verdict = {battle.question_id for battle in own if battle.model == model}
+                scores[name] = row | {"n_questions": len(with_verdict), "judge": ", ".join(judges) or None}
                 scores[name]["avg_length"] = lengths.get(model)
         return scores
 
@@ -218,20 +218,19 @@ def read_prompts(path: str) -> Prompts:
     Raises:
         UserError: no system_prompt or prompt_template in it, or a value of another type.
     """
-    content, today = read_yaml(path), False
-    if isinstance(content.get("prompt_template"), str):
-        today = True
-        if not content.get("system_prompt"):
-            raise UserError(
-                f"judge_prompts: {path} is of today's Arena-Hard, whose system prompts are in the tool's own code: add "
-                "it as system_prompt (that of v0.1's questions is in v0.1's judge_config.yaml)"
-            )
+    content = read_yaml(path)
+    today = "{QUESTION}" in str(content.get("prompt_template"))
+    if today and not content.get("system_prompt"):
+        raise UserError(
+            f"judge_prompts: {path} is of today's Arena-Hard, whose system prompts are in the tool's own code: add "
+            "it as system_prompt (that of v0.1's questions is in v0.1's judge_config.yaml)"
+        )
     for key in ("system_prompt", "prompt_template"):
         if not content.get(key):
             raise UserError(f"judge_prompts: {path} has no {key}; name the benchmark's own judge_config.yaml")
     hints = {
         "system_prompt": str,
-        "prompt_template": str if today else list[str],
+        "prompt_template": str if isinstance(content["prompt_template"], str) else list[str],
         "temperature": float | None,
         "max_tokens": int,
         "regex_pattern": str,
@@ -245,7 +244,7 @@ def read_prompts(path: str) -> Prompts:
     patterns = values.get("regex_patterns") or [values.get("regex_pattern", VERDICT)]
     return Prompts(
         system=values["system_prompt"],
-        user=values["prompt_template"] if today else "\n".join(values["prompt_template"]),
+        user=template if isinstance(template := values["prompt_template"], str) else "\n".join(template),
         places=("QUESTION", "ANSWER_A", "ANSWER_B") if today else ("question_1", "answer_1", "answer_2"),
         parameters={key: values[key] for key in ("temperature", "max_tokens")},
         patterns=tuple(check_pattern(path, pattern) for pattern in patterns),
@@ -291,17 +290,14 @@ def judgment(
     return row
 
 
-def read_battles(
-    benchmark: ArenaHard, path: str, questions: str | None
-) -> tuple[list[Battle], list[str], dict[tuple[str, str], set[str]]]:
+def read_battles(benchmark: ArenaHard, path: str, questions: str | None) -> tuple[list[Battle], list[str]]:
     """Read judgments, or a list of battles.
 
     Args:
-        questions: a file with the questions that must all be there; when None, gaps are only warned of.
+        questions: a file with the questions that must all be judged; when None, gaps are only warned of.
 
     Returns:
-        The battles in the file's order, each as often as it counts; the judges' names; and {(model, category): its
-        questions with a battle}.
+        The battles in the file's order, each as often as it counts, and the judges' names.
 
     Raises:
         UserError: another kind of file, a row out of form, a question missing or judged twice.
@@ -310,20 +306,20 @@ def read_battles(
     rows = either_layout(path, today, {"question_id": str}, "Arena-Hard judgments or battles")
     if kind_of(rows[0]) == "Arena-Hard battles":
         battles, judges = battles_of_list(path), []
+        judged = [(battle.model, battle.category, battle.question_id) for battle in battles]
     else:
         battles, judges = battles_of_judgments(path, today if "uid" in rows[0] else None)
-    found: dict[tuple[str, str], set[str]] = {}
-    for battle in battles:
-        found.setdefault((battle.model, battle.category), set()).add(battle.question_id)
+        judged = [(str(row["model"]), category_of(row), row.get("uid") or row["question_id"]) for row in rows]
     if not battles:
         raise UserError(f"{path}: holds no battle with a verdict")
     asked = benchmark.read_questions(questions) if questions is not None else []
-    for (model, category), own in found.items():
+    for model, category in dict.fromkeys((model, category) for model, category, _ in judged):
+        own = [key for *group, key in judged if group == [model, category]]
         if questions is not None:
-            expected = [question.key for question in asked if category_of(question.row) in (category, V01)]
-            refuse_gaps(path, sorted(own), expected, f"judge the rest of {model}'s answers")
-        elif category == V01 and len(own) < QUESTIONS:
-            warn(f"{model}: {len(own)} of Arena-Hard's {QUESTIONS} questions; published rows are over all")
+            expected = [question.key for question in asked if category_of(question.row) == category]
+            refuse_gaps(path, own, expected, f"judge the rest of {model}'s answers")
+        elif category == V01 and len(set(own)) < QUESTIONS:
+            warn(f"{model}: {len(set(own))} of Arena-Hard's {QUESTIONS} questions; published rows are over all")
     if others := sorted(set(judges) - {JUDGE}):
         warn(f"judged by {', '.join(others)}; the published win rates are {JUDGE}'s")
-    return battles, judges, found
+    return battles, judges

@@ -284,7 +284,11 @@ class Benchmark:
                 key, model, texts = self.answer(row)
             except (LookupError, TypeError) as error:
                 raise UserError(f"{path}, row {number}: its turns are not those of {what}") from error
-            if len(texts) != self.turns or not all(isinstance(text, str) for text in texts):
+            if (
+                not isinstance(texts, list)
+                or len(texts) != self.turns
+                or not all(isinstance(text, str) for text in texts)
+            ):
                 raise UserError(f"{path}, row {number}: must have {self.turns} turn(s) of text, as {what} do")
             found.append((key, texts))
             models.add(model)
