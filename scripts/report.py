@@ -10,7 +10,8 @@ In RUN_DIR and the folders at most two levels below it (models/sft, onpolicy/tra
     run_config.yaml         a training's settings
     trainer_state.json      its curves; of an unfinished training, the newest checkpoint's
     all_results.json        its final evaluation
-    data_report.json        {split: {rows, prompt_cut, response_cut, dropped_identical, dropped_empty}}
+    data_report.json        {split: {rows, prompt_cut, response_cut, dropped_identical, dropped_empty,
+                            dropped_malformed}}
     generations.jsonl       answers while training ({step, prompt, generation}): the first step's and the last's
     all_outputs_rm.json, all_outputs_bin.json       scored responses and pairs (annotate's; also *_rm_test, *_bin_test)
     output_{seed}.json, skipped_prompts.json, all_outputs.json      in the same folder: what was sampled and dropped

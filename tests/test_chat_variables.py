@@ -1,11 +1,16 @@
 """Template variables and the date: written into the template once, and kept when work goes on."""
 
+import json
+
 import pytest
 import yaml
-from tiny_models import tiny_tokenizer
+from conftest import write_jsonl
+from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
+import decode
+import generate_answers
 import run_simpo
 from simpo.chat.template import render
 from simpo.chat.variables import fix_variables, keep_date
@@ -98,3 +103,43 @@ def test_a_run_that_goes_on_keeps_its_date(config, tmp_path, monkeypatch):
     recorded = yaml.safe_load((tmp_path / "out" / "run_config.yaml").read_text())["settings"]["chat_template_kwargs"]
     assert recorded == {"strftime_now": "2026-11-24"}
     assert render(AutoTokenizer.from_pretrained(tmp_path / "out"), [USER]).startswith("2026-11-24")
+
+
+@pytest.fixture
+def dated(tmp_path) -> str:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = DATED + tokenizer.chat_template
+    return tiny_model(tmp_path / "dated", tokenizer=tokenizer)
+
+
+RECORD = {"chat_template_kwargs": {"strftime_now": "2026-11-24"}}
+
+
+def test_decoding_that_goes_on_keeps_its_date(dated, tmp_path, monkeypatch):
+    move_clock(monkeypatch, 25)
+    for record, day in ((None, "25 Nov 2026"), (RECORD, "24 Nov 2026")):
+        if record:
+            (tmp_path / decode.SETTINGS).write_text(json.dumps(record))
+        args = decode.DecodeArguments(model=dated, output_dir=str(tmp_path))
+        tokenizer = decode.load_tokenizer(args)
+        assert render(tokenizer, [USER]).startswith(day)
+        settings = decode.settings_of(args, tokenizer.chat_template)
+        assert settings["chat_template"] == tokenizer.chat_template  # the date in it
+    assert settings["chat_template_kwargs"] == RECORD["chat_template_kwargs"]
+
+
+def test_answering_that_goes_on_keeps_its_date(dated, tmp_path, fails, monkeypatch):
+    """Everything but the date is another setting, and is named."""
+    move_clock(monkeypatch, 25)
+    write_jsonl(tmp_path / "questions.jsonl", [{"instruction": "What?", "dataset": "made"}])
+    answered = {"turn": 1, "key": "What?", "text": "That.", "finish_reason": "stop", "num_tokens": 3, "time": 0.0}
+    files = generate_answers.find("alpacaeval2").files(tmp_path / "out", "name")
+    write_jsonl(files.work / "journal" / "answers.jsonl", [answered])
+    files.settings.parent.mkdir(parents=True, exist_ok=True)
+    where = {"benchmark": "alpacaeval2", "model": dated, "name": "name", "output_dir": str(tmp_path / "out")}
+    command = [f"--{key}={value}" for key, value in (where | {"questions": tmp_path / "questions.jsonl"}).items()]
+    for given, changed in (([], False), (["--chat_template_kwargs={strftime_now: 2026-11-23}"], True)):
+        files.settings.write_text(json.dumps(RECORD))
+        error = fails(generate_answers.main, *command, *given)
+        assert "decoding was null" in error
+        assert ("chat_template_kwargs was" in error) is changed

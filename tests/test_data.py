@@ -8,6 +8,7 @@ from conftest import make_pairs, write_jsonl
 from datasets import Dataset, DatasetDict
 from tiny_models import tiny_tokenizer
 
+import run_simpo
 from simpo.config import DataArguments
 from simpo.console import UserError
 from simpo.data import mapping
@@ -263,3 +264,44 @@ def test_another_version_of_the_code_is_not_served_from_the_cache(tokenizer, fol
     after = prepared()
     mapping.code_version.cache_clear()
     assert not set(before) & set(after)
+
+
+USERS_LAST = [{"chosen": row["chosen"][:1], "rejected": row["rejected"][:1]} for row in good()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (USERS_LAST, {}, "split train, row [0-2]: chosen must end with an assistant message"),
+        (good(), {"chat_template": "{% for m in messages %}{{ m }"}, "chat_template: line 1: "),
+        (
+            good(),
+            {"chat_template": "{{ messages[0].text.x }}"},
+            "row [0-2]: the chat template refuses the conversation",
+        ),
+        (good(), {"chat_template": "{{ messages[0].content }}"}, "row [0-2]: the chat template leaves out "),
+        (good(), {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs: 'messages' cannot be set"),
+        (good(), {"chat_template_kwargs": "thinking"}, "chat_template_kwargs: 'thinking' does not fit"),
+    ],
+)
+def test_data_and_templates_that_cannot_work_end_the_run_at_the_start(
+    folder, config, fails, tmp_path, rows, settings, message
+):
+    write_jsonl(folder / "train.jsonl", rows)
+    path = config(dataset_mixer={str(folder): 1.0}, dataset_splits=["train"], **settings)
+    assert re.search(message, fails(run_simpo.main, path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_reports_what_it_left_out(folder, config, tmp_path, capsys, monkeypatch):
+    """Text prompts, other keys in messages, and one row that is no pair."""
+    spelt = [{"prompt": f"Q{i}?", "chosen": [GOOD | {"weight": 0.5}], "rejected": [BAD]} for i in range(5)]
+    write_jsonl(folder / "train.jsonl", [*spelt, {"prompt": "", "chosen": [GOOD], "rejected": [BAD]}])
+    path = config(dataset_mixer={str(folder): 1.0}, dataset_splits=["train"], max_steps=1)
+    monkeypatch.setattr("sys.argv", ["run_simpo.py", path])
+    run_simpo.main()
+    printed = capsys.readouterr()
+    assert "train data: 1 of 6 rows left out" in printed.err and "row 5: the prompt is empty" in printed.err
+    assert "?<|eot_id|>' >>>|||>>> '<|start_header_id|>assistant<|end_header_id|>\\n\\nGood.<|eot_id|>'" in printed.out
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"]
+    assert (report["rows"], report["dropped_malformed"]) == (5, 1)

@@ -245,7 +245,7 @@ def test_what_data_generation_dropped(tmp_path):
     assert data.pairs == [(0.5, -1.0, 1, 3)]
     # shares: of the 8 rows that came, of the 6 kept
     assert dropped_rows([read_run(tmp_path, "run")]) == [
-        ("simpo: train", ["8", "2 (25.0 %)", "0", "6", "3 (50.0 %)", "0"])
+        ("simpo: train", ["8", "2 (25.0 %)", "0", "0", "6", "3 (50.0 %)", "0"])
     ]
 
 

@@ -231,7 +231,7 @@ def dropped_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for run in runs:
         for stage in run.stages:
             for split, report in stage.data_report.items():
-                kept, dropped = report.get("rows", 0), ("dropped_identical", "dropped_empty")
+                kept, dropped = report.get("rows", 0), ("dropped_identical", "dropped_empty", "dropped_malformed")
                 came = kept + sum(report.get(key, 0) for key in dropped)
                 cells = [f"{came:,}", *(part(report.get(key, 0), came) for key in dropped), f"{kept:,}"]
                 cells += [part(report.get(key, 0), kept) for key in ("prompt_cut", "response_cut")]

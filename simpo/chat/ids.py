@@ -52,7 +52,7 @@ def chat_ids(guard: ContentGuard, messages: Messages, add_generation_prompt: boo
     Raises:
         UserError: the template refuses it, or leaves something out of a conversation that ends with an answer.
     """
-    protected = [message | {"content": guard.protect(message["content"])} for message in messages]
+    protected = [m if m["content"] is None else m | {"content": guard.protect(m["content"])} for m in messages]
     if protected[-1]["role"] == "assistant" and not add_generation_prompt:
         text = render_whole(guard.tokenizer, protected)
     else:
