@@ -96,9 +96,10 @@ def test_a_run_that_goes_on_keeps_its_date(config, tmp_path, monkeypatch):
     llama = "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + m['content'] + '<|eot_id|>' }}{% endfor %}"
     (tmp_path / "dated.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}" + llama)
     settings = {"chat_template": str(tmp_path / "dated.jinja"), "save_strategy": "steps", "save_steps": 1}
-    for day, steps in ((24, 1), (25, 2)):
+    for day, steps, checkpoint in ((24, 1, None), (25, 2, str(tmp_path / "out" / "checkpoint-1"))):
         move_clock(monkeypatch, day)
-        monkeypatch.setattr("sys.argv", ["run_simpo.py", config(**settings, max_steps=steps)])
+        path = config(**settings, max_steps=steps, resume_from_checkpoint=checkpoint)
+        monkeypatch.setattr("sys.argv", ["run_simpo.py", path])
         run_simpo.main()
     recorded = yaml.safe_load((tmp_path / "out" / "run_config.yaml").read_text())["settings"]["chat_template_kwargs"]
     assert recorded == {"strftime_now": "2026-11-24"}

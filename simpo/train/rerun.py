@@ -78,9 +78,9 @@ def take_up(
         return checkpoint, recorded_variables(record)
 
     checkpoint, variables = from_main_process(decide)
+    data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, variables)  # one date in all processes
     if checkpoint is None:
         return None
-    data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, variables)
     if not all(gather_object([Path(checkpoint).is_dir()])):
         raise UserError(f"output_dir: not every process sees {checkpoint}; it must be on a disk that all nodes share")
     return checkpoint
