@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from candidates import add_responses, read_candidates
+from candidates import add_responses, is_text, read_candidates
 from conversations import prompt_text, to_json, to_messages
 from pair_selection import PAIR_RULES, Candidates
 from processes import Processes, joined_processes
@@ -269,7 +269,7 @@ def write_results(
     texts = all(isinstance(row["prompt"], str) for row in everything)
 
     def training_row(row: dict[str, Any]) -> dict[str, Any]:
-        columns = {name: json.dumps(row["columns"].get(name), ensure_ascii=False) for name in mixed}
+        columns = {name: json.dumps(row["columns"].get(name)) for name in mixed}
         return pair_row(row) | columns | ({} if texts else {"prompt": to_messages(row["prompt"])})
 
     saved = {split: Dataset.from_list([training_row(row) for row in splits[split]]) for split in ("train", "test")}
@@ -283,8 +283,9 @@ def mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
     kinds: dict[str, set[type]] = defaultdict(set)
     for row in rows:
         for name, value in row["columns"].items():
-            kinds[name].add(type(value))
-    return [name for name, found in kinds.items() if len(found - {type(None)}) > 1 or found & {dict, list}]
+            plain = isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63) or is_text(value)
+            kinds[name].add(type(value) if plain or value is None else object)
+    return [name for name, found in kinds.items() if len(found - {type(None)}) > 1 or object in found]
 
 
 def split_pairs(pairs: list[dict[str, Any]], fraction: float) -> dict[str, list[dict[str, Any]]]:

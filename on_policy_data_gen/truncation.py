@@ -10,7 +10,8 @@ FEW = 0.05
 
 def is_cut(row: dict[str, Any]) -> bool:
     """Whether the response of an output_{seed}.json row was cut, or never came out of its thoughts."""
-    opened = opens_thinking(row.get("format_prompt") or "")
+    prompt = row.get("format_prompt")  # the original's rows may be without
+    opened = isinstance(prompt, str) and opens_thinking(prompt)
     return row.get("finish_reason") == "length" or split_thinking(row["generated_text"], opened).cut
 
 
