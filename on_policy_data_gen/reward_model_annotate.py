@@ -129,8 +129,9 @@ def main() -> None:
     recorded = recorded_settings(Path(args.output_dir) / SETTINGS).get("chat_template_kwargs")
     options = Options(args.batch_tokens, args.max_length, args.trust_remote_code, args.time_limit, recorded)
     source = load_reward_model(args.reward_model, options)
+    # The folder is held after joining: a process whose launcher was killed meanwhile waits for the others for ever.
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
-    with lock, joined_processes() as processes:
+    with joined_processes() as processes, lock:
         annotate(source, rows, counts, args, processes)
 
 
