@@ -3,18 +3,17 @@
     accelerate launch --config_file accelerate_configs/deepspeed_zero3.yaml scripts/run_sft.py \
         training_configs/llama-3-8b-base-sft.yaml
 
-The loss is on every token, or with completion_only_loss on the last answer's. Texts are rendered and tokenized here, so
-that templates that write BOS get it once.
+The loss is on every token, or with completion_only_loss on the last answer's. `packing: true` with
+`packing_strategy: wrapped` puts conversations one after the other and cuts every max_length tokens, as the published
+SFT models were trained.
 """
 
-from simpo.chat.format import apply_chat_template
-from simpo.console import UserError, command
-from simpo.data.load import get_datasets
-from simpo.data.mapping import map_rows, tokenizer_key
+from simpo.console import command
+from simpo.data.conversations import tokenize_conversations
 from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy
-from simpo.train.run import start_run
+from simpo.train.run import load_splits, start_run
 
 
 @command
@@ -24,32 +23,12 @@ def main() -> None:
     model_args, data_args, args = parse_arguments(SFTConfig)
     checkpoint = start_run(model_args, data_args, args, objective="sft")
     tokenizer = get_tokenizer(model_args, data_args)
-
-    def tokenize(row):
-        messages = row["messages"]
-        text = apply_chat_template(row, tokenizer, "sft", data_args.auto_insert_empty_system_msg)["text"]
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if not args.completion_only_loss:
-            return {"input_ids": ids}
-        asked = apply_chat_template(
-            {"messages": messages[:-1]}, tokenizer, "generation", data_args.auto_insert_empty_system_msg
-        )["text"]
-        start = len(tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"])
-        return {"input_ids": ids, "completion_mask": [int(position >= start) for position in range(len(ids))]}
-
+    longest = None if args.packing else args.max_length
     with args.main_process_first(desc="preparing data"):
-        splits = {}
-        for split, dataset in get_datasets(data_args).items():
-            if "messages" not in dataset.column_names:
-                raise UserError(f"{split} data: has no column messages (found: {', '.join(dataset.column_names)})")
-            splits[split] = map_rows(
-                dataset,
-                tokenize,
-                ("sft", tokenizer_key(tokenizer), data_args.auto_insert_empty_system_msg, args.completion_only_loss),
-                data_args.preprocessing_num_workers,
-                remove_columns=dataset.column_names,
-                desc=f"Tokenizing {split}",
-            )
+        splits = {
+            name: tokenize_conversations(rows, tokenizer, data_args, name, longest, bool(args.completion_only_loss))
+            for name, rows in load_splits(data_args, args, "messages").items()
+        }
     trainer = SFTTrainer(
         model=load_policy(model_args, args, checkpoint),
         args=args,

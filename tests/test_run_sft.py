@@ -68,6 +68,94 @@ def test_completion_only_loss_masks_all_but_the_answer(sft_config, monkeypatch):
     assert sum(row["completion_mask"]) == len(answer) < len(row["input_ids"])
 
 
+def kept_by(trainer: str, main, monkeypatch, path: str) -> dict:
+    """The arguments with which a script makes its trainer."""
+    kept = {}
+
+    def stop(**arguments):
+        kept.update(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"trl.{trainer}", stop)
+    monkeypatch.setattr(sys, "argv", ["script.py", path])
+    with pytest.raises(SystemExit):
+        main()
+    return kept
+
+
+def test_without_a_test_split_nothing_is_evaluated(sft_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_sft.py", sft_config(dataset_splits=["train"], do_eval=True, max_steps=1)])
+    main()
+    assert "dataset_splits names no test split: training without evaluation" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_without_a_training_split(sft_config, fails):
+    assert "so there is nothing to train on" in fails(main, sft_config(dataset_splits=["test"]))
+
+
+ODD = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
+    {"messages": [{"role": "user", "content": "Hi"}]},  # no answer
+    {"messages": []},
+    {"messages": [{"role": "user", "content": "word " * 90}, {"role": "assistant", "content": "Hello."}]},  # too long
+]
+
+
+@pytest.mark.parametrize("completion_only", [False, True])
+def test_rows_that_cannot_be_used_are_left_out_and_counted(sft_config, tmp_path, monkeypatch, capsys, completion_only):
+    write_jsonl(tmp_path / "odd" / "train.jsonl", ODD * 3)
+    changes = {"dataset_mixer": {str(tmp_path / "odd"): 1.0}, "dataset_splits": ["train"]}
+    path = sft_config(**changes, completion_only_loss=completion_only)
+    rows = kept_by("SFTTrainer", main, monkeypatch, path)["train_dataset"]
+    said = capsys.readouterr()
+    if completion_only:  # only where there is an answer within max_length
+        assert len(rows) == 3 and "3 conversations (cut 0, dropped without an answer 3)" in said.out
+        assert "6 of 12 rows left out" in said.err and "must end with an assistant message" in said.err
+    else:
+        assert len(rows) == 9 and "9 conversations (cut 3, dropped without an answer 0)" in said.out
+        assert "3 of 12 rows left out" in said.err and "messages is empty" in said.err
+
+
+def test_only_the_last_answer_of_several_turns_counts(sft_config, tmp_path, monkeypatch):
+    turns = [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    write_jsonl(tmp_path / "turns" / "train.jsonl", [row] * 4)
+    path = sft_config(dataset_mixer={str(tmp_path / "turns"): 1.0}, dataset_splits=["train"], completion_only_loss=True)
+    (row, *_) = kept_by("SFTTrainer", main, monkeypatch, path)["train_dataset"]
+    trained = [i for i, counts in zip(row["input_ids"], row["completion_mask"], strict=True) if counts]
+    assert tiny_tokenizer().decode(trained) == "Second.<|eot_id|>"
+    assert "First." in tiny_tokenizer().decode(row["input_ids"])
+
+
+@pytest.mark.parametrize("completion_only", [False, True])
+def test_packing_cuts_the_conversations_in_a_row(sft_config, tmp_path, monkeypatch, completion_only):
+    """As the alignment-handbook packs: no token is lost, and every row but the last has max_length tokens."""
+    from trl import SFTTrainer
+
+    kept = []
+    monkeypatch.setattr("trl.SFTTrainer", lambda *a, **k: kept.append(SFTTrainer(*a, **k)) or kept[-1])
+    path = sft_config(
+        packing=True, packing_strategy="wrapped", do_eval=True, max_steps=2, completion_only_loss=completion_only
+    )
+    alone = kept_by_alone(path, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["run_sft.py", path])
+    main()
+    rows = kept[0].train_dataset
+    assert {len(row["input_ids"]) for row in list(rows)[:-1]} == {64}
+    assert [i for row in rows for i in row["input_ids"]] == [i for row in alone for i in row["input_ids"]]
+    masked = sum(label == -100 for row in rows for label in row["labels"])
+    assert masked == (sum(mask == 0 for row in alone for mask in row["completion_mask"]) if completion_only else 0)
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_loss"] > 0
+
+
+def kept_by_alone(path: str, monkeypatch) -> list[dict]:
+    """The conversations that packing was given, in the order in which it shuffles them."""
+    with monkeypatch.context() as patch:
+        return list(kept_by("SFTTrainer", main, patch, path)["train_dataset"])
+
+
 def test_sft_needs_messages(sft_config, pairs_folder, fails):
     path = sft_config(dataset_mixer={pairs_folder: 1.0}, dataset_splits=["train"])
-    assert "train data: has no column messages (found: prompt, chosen, rejected)" in fails(main, path)
+    assert "split train: has no column messages (found: prompt, chosen, rejected)" in fails(main, path)

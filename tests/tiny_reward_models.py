@@ -123,12 +123,12 @@ def tiny_deberta(folder: Path) -> str:
     return str(folder)
 
 
-def tiny_encoder(folder: Path, family: str) -> str:
+def tiny_encoder(folder: Path, family: str, positions: int = POSITIONS) -> str:
     """An encoder with 64 learned positions (RoBERTa: from the pad id on), and segment ids but for RoBERTa."""
     tokenizer = pair_tokenizer(segments=family != "roberta")
     settings = SMALL | {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": POSITIONS + (family == "roberta"),
+        "max_position_embeddings": positions + (family == "roberta"),
         "type_vocab_size": 2 - (family == "roberta"),
         "num_labels": 1,
         "pad_token_id": 0,

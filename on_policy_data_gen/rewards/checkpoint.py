@@ -19,6 +19,7 @@ from simpo.chat.ids import ContentGuard, chat_ids
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError
 from simpo.model_files import check_tokenizer, check_whole_model
+from simpo.train.weights import position_limit
 
 CUT = "cut to the longest length"
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError)
@@ -181,21 +182,3 @@ class Checkpoint(RewardSource):
         if budget is None:  # a CPU gains nothing from more, and loses its cache
             budget = 2048 if self.model.device.type == "cpu" else 16384
         yield from score_batches(self.encode, self.values, units, budget, is_done)
-
-
-def position_limit(config: PretrainedConfig) -> int | None:
-    """The longest input of a model, in tokens; None where its positions are relative or have no end."""
-    settings = config.get_text_config().to_dict()
-    if settings.get("relative_attention") and not settings.get("position_biased_input"):  # DeBERTa
-        return None
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and config.model_type in AFTER_PADDING:
-        return positions - (config.pad_token_id or 0) - 1
-    return positions if positions is None or positions > 0 else None
-
-
-# model families that number positions from the pad token's id on
-AFTER_PADDING = {
-    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
-}

@@ -93,8 +93,8 @@ def load_rows(
                 raise UserError(f"dataset_splits: {split!r} holds neither 'train' nor 'test'")
             where = f"dataset {name}, split {split}"
             dataset = load_split(name, configs[position] if configs else None, split)
-            check_columns(dataset, where)
             keep = set(columns_to_keep or COLUMNS_TO_KEEP)
+            check_columns(dataset, where, keep)
             dataset = dataset.remove_columns([c for c in dataset.column_names if c not in keep])
             if kind == "train":
                 dataset = dataset.select(range(int(fraction * len(dataset))))
@@ -215,14 +215,15 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
     return splits.get(split, saved)
 
 
-def check_columns(dataset: Dataset, where: str) -> None:
-    """Refuse a dataset without messages or with only one side of its pairs.
+def check_columns(dataset: Dataset, where: str, keep: set[str]) -> None:
+    """Refuse a dataset with none of the columns to keep that hold conversations, or with only one side of its pairs.
 
     Raises:
         UserError: names what is missing and what is there.
     """
     found = f"(found: {', '.join(dataset.column_names)})"
-    if not {"chosen", "rejected", "messages"} & set(dataset.column_names):
-        raise UserError(f"{where}: has no column chosen, rejected or messages {found}")
-    if len(missing := {"chosen", "rejected"} - set(dataset.column_names)) == 1:
+    wanted = [column for column in ("chosen", "rejected", "messages") if column in keep]
+    if wanted and not set(wanted) & set(dataset.column_names):
+        raise UserError(f"{where}: has no column {' or '.join(wanted)} {found}")
+    if "chosen" in keep and len(missing := {"chosen", "rejected"} - set(dataset.column_names)) == 1:
         raise UserError(f"{where}: lacks the column {missing.pop()} {found}")

@@ -1,10 +1,11 @@
 """What every run_*.py shares: checks before anything slow, and the start-up summary."""
 
+import math
 import random
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import DatasetDict
@@ -79,19 +80,33 @@ def load_pairs(data_args: DataArguments, args: TrainingArguments, tokenizer: Pre
     """Load the preference datasets and render them to text.
 
     Raises:
-        UserError: see `load_rows` and `format_pairs`; or no split is to be trained on.
+        UserError: see `load_splits` and `format_pairs`.
     """
     with args.main_process_first(desc="loading data"):
-        raw = load_rows(data_args, columns_to_keep=[*PAIR, "system", "tools"])
-        if "train" not in raw:
-            raise UserError("dataset_splits: no split holds 'train' in its name, so there is nothing to train on")
-        pairs = format_pairs(raw, tokenizer, data_args)
+        return format_pairs(load_splits(data_args, args, "chosen"), tokenizer, data_args)
+
+
+def load_splits(
+    data_args: DataArguments, args: TrainingArguments, column: Literal["chosen", "messages"]
+) -> DatasetDict:
+    """Load the rows to train on, and those to evaluate on; where there are none, evaluation is turned off.
+
+    Args:
+        column: what the rows must have: pairs, or conversations.
+
+    Raises:
+        UserError: see `load_rows`; or no split is to be trained on.
+    """
     if args.dataset_num_proc is None:
         args.dataset_num_proc = data_args.preprocessing_num_workers
-    if "test" not in pairs and args.do_eval:
+    columns = PAIR if column == "chosen" else (column,)
+    splits = load_rows(data_args, columns_to_keep=[*columns, "system", "tools"])
+    if "train" not in splits:
+        raise UserError("dataset_splits: no split holds 'train' in its name, so there is nothing to train on")
+    if "test" not in splits and args.do_eval:
         warn("dataset_splits names no test split: training without evaluation")
         args.do_eval, args.eval_strategy = False, "no"
-    return pairs
+    return splits
 
 
 def show_summary(trainer: PreferenceTrainer) -> None:
@@ -103,7 +118,11 @@ def show_summary(trainer: PreferenceTrainer) -> None:
     pairs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps
     if steps <= 0:
-        steps = int(-(-trainer.data_reports["train"].rows // pairs_per_step) * args.num_train_epochs)
+        rows = trainer.data_reports["train"].rows
+        # `drop_partial_step`: micro-batches of all processes, and whole steps of them
+        micro_batches = -(-rows // (args.per_device_train_batch_size * args.world_size))
+        per_epoch = micro_batches / args.gradient_accumulation_steps
+        steps = int((math.floor if args.drop_partial_step else math.ceil)(per_epoch) * args.num_train_epochs)
     lines = {
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
         f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",

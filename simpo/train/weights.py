@@ -13,6 +13,12 @@ from simpo.config import ModelArguments
 from simpo.console import UserError, warn
 from simpo.model_files import check_model, is_adapter_folder, merge_command
 
+# model families that number positions from the pad token's id on
+AFTER_PADDING = {
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
 
 def is_adapter_model(model_name_or_path: str, revision: str = "main") -> bool:
     """True when the folder or hub repository holds a PEFT adapter instead of a whole model."""
@@ -73,6 +79,17 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int) -> None:
             f"tokenizer_name_or_path: the tokenizer has {len(tokenizer)} tokens and the model embeds {embedded}: they "
             "do not belong together"
         )
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest input of a model, in tokens; None where its positions are relative or have no end."""
+    settings = config.get_text_config().to_dict()
+    if settings.get("relative_attention") and not settings.get("position_biased_input"):  # DeBERTa
+        return None
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.model_type in AFTER_PADDING:
+        return positions - (config.pad_token_id or 0) - 1
+    return positions if positions is None or positions > 0 else None
 
 
 def choose_attention(requested: str | None, model_type: str) -> str | None:
