@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, losses, make_pairs, run_script
 from datasets import Dataset, DatasetDict
 from test_objectives import NAMES
+from tiny_models import tiny_model
 
 import run_preference
 import run_simpo
@@ -49,7 +50,7 @@ def check_same(folder, names, tolerance=1e-4) -> list[dict]:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_twenty_steps_on_both_paths(preference, tmp_path, monkeypatch, capsys, name):
-    path = preference(name, max_steps=20)
+    path = preference(name, max_steps=20, gradient_accumulation_steps=1)
     run(monkeypatch, path)
     run(monkeypatch, path, f"--output_dir={tmp_path / 'plain'}", "--fused_logps=false")
     steps = check_same(tmp_path, ["out", "plain"])
@@ -260,7 +261,10 @@ def test_from_python(texts, tokenizer, model_folder, tmp_path):
 @pytest.mark.slow
 def test_kto_under_zero3_on_two_processes_equals_one(preference, tmp_path):
     """Whose responses a prompt gets does not depend on the processes, and the reference point is theirs together."""
-    path = preference("kto", use_cpu=None, learning_rate=3e-4, dataset_splits=["train"])
+    unlikely = tiny_model(tmp_path / "reference", seed=1, initializer_range=0.1)  # the policy is well above it
+    path = preference(
+        "kto", beta=0.02, use_cpu=None, learning_rate=3e-4, dataset_splits=["train"], ref_model_name_or_path=unlikely
+    )
     launch = ["accelerate", "launch", "--config_file", f"{ROOT}/accelerate_configs/deepspeed_zero3_cpu.yaml"]
     script = str(ROOT / "scripts" / "run_preference.py")
     for name, options, batch in (("one", ["--num_processes=1"], 4), ("two", [], 2)):
@@ -269,7 +273,7 @@ def test_kto_under_zero3_on_two_processes_equals_one(preference, tmp_path):
         )
         assert result.returncode == 0, result.stderr[-3000:]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert max(step["kl"] for step in one) > 0
+    assert min(step["kl"] for step in one) > 1
     for alone, together in zip(one, two, strict=True):
-        for metric, tolerance in (("loss", 3e-3), ("kl", 3e-2), ("rewards/margins", 2e-2)):
-            assert together[metric] == pytest.approx(alone[metric], abs=tolerance), metric
+        for metric, tolerance in (("loss", 3e-3), ("kl", 1e-1), ("rewards/margins", 2e-2)):
+            assert together[metric] == pytest.approx(alone[metric], rel=1e-2, abs=tolerance), metric

@@ -14,11 +14,14 @@ from simpo.objectives.base import Objective
 
 @dataclass
 class PreferenceConfig(TrainingArguments):
-    """transformers' TrainingArguments, how pairs become token ids, and what every objective can be combined with."""
+    """transformers' TrainingArguments, how pairs become token ids, and what every objective can be combined with.
 
-    declaration: ClassVar[Objective]
+    To train with an objective, take the class that `config_class` makes for it.
+    """
+
+    declaration: ClassVar[Objective | None] = None
     """The objective that a class made by `config_class` is of."""
-    foreign_keys: ClassVar[dict[str, str]]
+    foreign_keys: ClassVar[dict[str, str]] = {}
     """Settings of other objectives, and what to say where one is given."""
 
     objective: str = field(default="", metadata={"help": f"What to train with: {', '.join(objective_names())}."})
@@ -100,6 +103,8 @@ class PreferenceConfig(TrainingArguments):
             raise ValueError(f"logits_memory ({self.logits_memory:g}) is in GB: 0 or more")
         if not self.sft_weight >= 0:
             raise ValueError(f"sft_weight ({self.sft_weight:g}) must be at least 0")
+        if self.declaration is None:
+            return
         if self.objective != self.declaration.name:
             raise ValueError(
                 f"objective: {self.objective}, where {self.declaration.name} is trained; scripts/run_preference.py "

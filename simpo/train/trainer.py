@@ -75,6 +75,8 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         tokenizer = processing_class or tokenizer
         if tokenizer is None or args is None:
             raise ValueError(f"{type(self).__name__} needs args and a tokenizer (processing_class)")
+        if args.declaration is None:
+            raise ValueError(f"{type(args).__name__} has no objective: see config_class")
         self.objective = args.declaration
         if isinstance(model, str):
             model = load_named_model(model, args.model_init_kwargs)
