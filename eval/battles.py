@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.base import RULES, find_labels
+from parts import RULES, find_labels
 from records import Row, read_rows, refuse_repeats
 from simpo.chat.thinking import after_thinking
 from simpo.console import UserError, warn

@@ -131,10 +131,10 @@ def benchmark_prompts(benchmark: str, tokenizer: Any, settings: Settings) -> lis
     if settings.prompt_template is not None:
         text = settings.prompt_template.replace("{instruction}", QUESTION)
         prompts.append(Prompt(f"{benchmark} prompt as the official tool feeds it", tokenizer(text)["input_ids"]))
-    if benchmark == "arenahard" and settings.name is not None and not prompts[0].problem:
-        prompts.append(Prompt("arenahard prompt as vllm serve feeds it", prompter.raw_ids(USER)))
-    if benchmark == "mt-bench":
-        prompts.append(render("mt-bench turn 2", prompter, TWO_TURNS))
+    if find(benchmark).asks_server and settings.name is not None and not prompts[0].problem:
+        prompts.append(Prompt(f"{benchmark} prompt as vllm serve feeds it", prompter.raw_ids(USER)))
+    if find(benchmark).turns == 2:
+        prompts.append(render(f"{benchmark} turn 2", prompter, TWO_TURNS))
     return prompts
 
 

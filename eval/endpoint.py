@@ -12,13 +12,13 @@ import json
 import os
 import re
 import time
-from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import httpx
 
-from records import Row, shorten
+from records import Row, mended, shorten
+from responses import problem_of, text_of, wait_asked_for
 from simpo.chat.thinking import split_thinking
 from simpo.console import UserError, warn
 
@@ -39,7 +39,6 @@ UNKNOWN_PARAMETER = re.compile(
     r"use .max_completion_tokens",
     re.I,
 )
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Endpoint(NamedTuple):
@@ -291,7 +290,7 @@ class Judge:
             raise Refusal("content filter: finish_reason content_filter", filtered=True)
         thoughts = message.get("reasoning_content") or message.get("reasoning")
         reply = {"content": text_of(message), "finish_reason": reason}
-        reply |= {"reasoning": clean(thoughts)} if isinstance(thoughts, str) and thoughts else {}
+        reply |= {"reasoning": mended(thoughts)} if isinstance(thoughts, str) and thoughts else {}
         if self.parameters.get("logprobs"):
             reply["logprobs"] = self.logprobs_in(choice, reply)
         elif not reply["content"].strip() and reason != "length":
@@ -314,54 +313,3 @@ class Judge:
         if self.worked or not reply["content"].strip():
             raise Trouble("garbled", "a reply without log-probabilities")
         raise UserError(self.no_logprobs("the reply has none"))
-
-
-def text_of(message: Row) -> str:
-    """What a message says: its content (text, or parts of text), or the arguments of the function that it calls."""
-    calls = message.get("tool_calls")
-    call = message.get("function_call") or (calls[0].get("function") if isinstance(calls, list) and calls else None)
-    if isinstance(call, dict):
-        return clean(str(call.get("arguments", "")))
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return clean(content) if isinstance(content, str) else ""
-
-
-def clean(text: str) -> str:
-    """Half a character, as a cut reply may end in, cannot be written to a file."""
-    return SURROGATE.sub("\ufffd", text)
-
-
-def problem_of(status: int, content: Any) -> tuple[int | None, str, str]:
-    """(status, message, code) of an error; an error may come with status 200, and its number in the text. The status is
-    None where all is well."""
-    found = content if isinstance(content, dict) else {"message": str(content)}
-    choices = found.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    error = found.get("error") or first.get("error")
-    if not error and (found.get("object") == "error" or status != 200):
-        error = found
-    if not error:
-        return None, "", ""
-    if not isinstance(error, dict):
-        error = {"message": str(error)}
-    message = str(error.get("message") or error.get("detail") or error.get("error") or json.dumps(error))
-    code = f"{error.get('code') or ''} {error.get('type') or ''} {error.get('param') or ''}"
-    if status == 200:
-        number = re.search(r"\b[45]\d\d\b", f"{error.get('code')} {error.get('status')}")
-        status = (
-            int(number[0]) if number else 429 if re.search(r"rate.?limit|overloaded", code + message, re.I) else 400
-        )
-    return status, message, code
-
-
-def wait_asked_for(headers: httpx.Headers) -> float | None:
-    """Seconds that the server asks to wait before the next try: a number, or the time of a date."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
-            return float(headers[name]) / unit
-    try:
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError):
-        return None

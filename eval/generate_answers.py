@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import find, names
-from benchmarks.base import Benchmark, Question
+from benchmarks.base import Benchmark
 from decoding import Decoding, Settings, choose_decoding
+from parts import Question
 from prompting import Prompter, check_stop_ids, load_tokenizer, tokenizer_revision
 from records import Row, shorten
 from simpo.chat.thinking import opens_thinking, split_thinking

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import find, names
-from benchmarks.base import JudgeFiles, Judging
 from endpoint import LIMITS, Endpoint, Judge, address_of, check_key
 from judging import Replies, work_off
+from parts import JudgeFiles, Judging, Outcome
 from records import Row, shorten
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
@@ -138,7 +138,7 @@ def record_of(args: JudgeArguments, judging: Judging) -> Row:
     return record | {"parameters": parameters, "rule": judging.rule, **judging.record}
 
 
-def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Any]) -> None:
+def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Outcome]) -> None:
     """Warn of judgments that failed or hold no verdict, and of an endpoint that served another model."""
     failed = [(task, outcomes[task.key].failed) for task in judging.tasks if outcomes[task.key].failed]
     for task, reason in failed[:5]:

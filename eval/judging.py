@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import AFTER_THINKING, RULES, Judging, Outcome, Task, find_labels
 from endpoint import CONTINUE, Judge, Refusal
+from parts import AFTER_THINKING, RULES, Judging, Outcome, Task, find_labels
 from records import Row
 from simpo.chat.thinking import after_thinking, split_thinking
 from simpo.console import UserError

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import find, names
-from benchmarks.base import Benchmark, ScoreFiles
+from benchmarks.base import Benchmark
+from parts import ScoreFiles
 from records import Row
 from score_plot import plot_bars, plot_win_rates
 from simpo.console import ArgumentParser, UserError, command, say

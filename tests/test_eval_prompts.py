@@ -11,10 +11,10 @@ from tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
 from benchmarks import find, names
-from benchmarks.base import Question
 from check_prompts import main
 from decoding import Decoding, Settings, choose_decoding
 from generate_answers import GenerateArguments
+from parts import Question
 from prompting import Prompter, check_stop_ids
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError

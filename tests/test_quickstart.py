@@ -14,7 +14,8 @@ from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 import make_data
-from tasks import FAMILIES, Task, draw_distinct, draw_tasks, final_answer, is_correct, rambling, short
+
+from parts import FAMILIES, Task, draw_distinct, draw_tasks, final_answer, is_correct, rambling, short
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_package import INSTALL, Annotator, leaderboard, length_controlled, raw
-from benchmarks.base import AnswerFiles, Benchmark, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task, notes
+from benchmarks.base import Benchmark, notes
 from decoding import Settings, checked, checked_engine, refuse_unknown
+from parts import AnswerFiles, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
 from published import Point
 from records import Row, find_file, read_rows, refuse_gaps, refuse_repeats
 from simpo.config import read_yaml

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from battles import V01, VERDICT, Battle, battles_of_judgments, battles_of_list, category_of, v01_numbers, v2_numbers
-from benchmarks.base import Benchmark, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task, answer_id, notes
+from benchmarks.base import Benchmark, answer_id, notes
 from decoding import Settings, checked, refuse_unknown
 from judge_prompts import fill, messages
+from parts import JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
 from published import Point
 from records import Row, find_file, kind_of, read_items, read_rows, refuse_gaps
 from simpo.config import read_yaml
@@ -44,6 +45,7 @@ class ArenaHard(Benchmark):
         ("length", "avg_length", 0),
     ]
     published = {"win_rate": "arenahard_wr", "avg_length": "arenahard_length"}
+    asks_server = True
     score_options = ("questions", "answers", "reference_data")
 
     def question_rows(self, path: str) -> list[Row]:

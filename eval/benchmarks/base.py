@@ -1,13 +1,12 @@
 """What a benchmark declares, with the defaults that FastChat's formats give: see `Benchmark`."""
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from decoding import Decoding, Settings
+from parts import AnswerFiles, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
 from published import Point, published_points, published_rows
 from records import Row, read_rows, refuse_gaps, refuse_repeats
 from simpo.console import UserError
@@ -15,111 +14,6 @@ from simpo.files import write_rows
 from thoughts import take_off
 
 REMEDY = "generate the rest, or name the matching files with --questions and --answers"
-
-
-class Question(NamedTuple):
-    """One question: its key (question_id; AlpacaEval's instruction itself), the user's turns, and the file's row."""
-
-    key: str | int
-    turns: list[str]
-    row: Row
-
-
-class AnswerFiles(NamedTuple):
-    """Where one model's answers go."""
-
-    answers: Path
-    settings: Path
-    work: Path
-    """Folder of the lock and the journal."""
-
-
-class JudgeFiles(NamedTuple):
-    """What is judged: paths, and what becomes of thoughts in the answers (see `thoughts.take_off`)."""
-
-    answers: str
-    references: str | None
-    judge_prompts: str | None
-    questions: str | None
-    thinking: str = "strip"
-
-
-class ScoreFiles(NamedTuple):
-    """What is scored, and what is read beside it: paths."""
-
-    judgments: str
-    questions: str | None = None
-    reference_data: str | None = None
-    answers: str | None = None
-
-
-class Task(NamedTuple):
-    """One judgment to get. `part` tells a question's judgments apart: Arena-Hard's game, MT-Bench's turn."""
-
-    question_id: str | int
-    part: int
-    messages: list[dict[str, str]]
-    label: str = ""
-
-    @property
-    def key(self) -> tuple[str | int, int]:
-        return self.question_id, self.part
-
-
-class Outcome(NamedTuple):
-    """What came of a task."""
-
-    verdict: Any
-    """None: none was given."""
-    judgment: str
-    """The judge's words."""
-    rule: str
-    """How the verdict was read: see RULES."""
-    failed: str | None
-    """Why there is no whole reply."""
-    replies: list[Row]
-
-
-AFTER_THINKING = "last after thinking"
-RULES: dict[str, Callable[[list[str]], str | None]] = {
-    "first": lambda labels: labels[0],
-    "last": lambda labels: labels[-1],
-    "all agree": lambda labels: labels[0] if len(set(labels)) == 1 else None,
-    AFTER_THINKING: lambda labels: labels[-1],  # of a judge that thinks, in what it says after its thoughts
-}
-
-
-def find_labels(text: str, patterns: tuple[str, ...]) -> list[str]:
-    """All matches of the first pattern that has any, in order."""
-    return next((found for pattern in patterns if (found := re.findall(pattern, text))), [])
-
-
-@dataclass(frozen=True)
-class Judging:
-    """The judgments to get of one model's answers.
-
-    Attributes:
-        parameters: of the request: temperature, max_tokens and what else the endpoint's API knows.
-        patterns: how a verdict looks in the judge's words; none: every whole reply is one.
-        rule: which of several verdicts counts (see RULES); of a judge that thinks, the last after its thoughts.
-        attempts: how often to ask, at most, for a verdict that a whole reply lacks; `again` is what is asked.
-        may_be_cut: a reply that max_tokens cut is whole, as where only the first token counts.
-        judge_name: name of the output's folder, when not the judge's.
-        rows: function of ({task key: Outcome}, judge) -> the official judgment rows.
-    """
-
-    model: str
-    tasks: list[Task]
-    parameters: Row
-    rows: Callable[[dict[Any, Outcome], str], list[Row]]
-    patterns: tuple[str, ...] = ()
-    rule: str = "first"
-    attempts: int = 1
-    again: str = ""
-    may_be_cut: bool = False
-    judge_name: str | None = None
-    record: Row = field(default_factory=dict)
-    """What more belongs to the record of the settings."""
 
 
 class Benchmark:
@@ -137,6 +31,7 @@ class Benchmark:
         columns: (heading, key of a score, decimals) of the printed table, the first decides its order.
         published: {key of a score: column of published_results.csv}.
         length_unit: what avg_length counts.
+        asks_server: whether the official tool asks a server, which applies the chat template.
         score_options: options of score.py that mean something here.
     """
 
@@ -153,6 +48,7 @@ class Benchmark:
     columns: list[tuple[str, str, int]] = [("score", "score", 2)]
     published: dict[str, str] = {}
     length_unit = "tokens"
+    asks_server = False
     score_options: tuple[str, ...] = ("questions",)
 
     def __init__(self, name: str):

@@ -9,20 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.base import (
-    RULES,
-    Benchmark,
-    JudgeFiles,
-    Judging,
-    Outcome,
-    Question,
-    ScoreFiles,
-    Task,
-    find_labels,
-    notes,
-)
+from benchmarks.base import Benchmark, notes
 from decoding import Settings, checked, checked_engine, refuse_unknown
 from judge_prompts import fill, messages
+from parts import RULES, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task, find_labels
 from records import Row, read_rows, refuse_gaps
 from simpo.chat.thinking import after_thinking
 from simpo.config import read_yaml
