@@ -1,6 +1,8 @@
 """The prompts with their candidate responses, and off-policy responses to put beside them."""
 
+import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,18 @@ MADE = {  # fields that the scripts here make; any other is a column of the prom
     *("prompt", "format_prompt", "generated_text", "finish_reason", "num_tokens", "all_generated_responses"),
     *("finish_reasons", "all_rm_scores", "chosen", "rejected", "messages"),
 }
+PER_RESPONSE = ("all_generated_responses", "finish_reasons", "given_scores")
 
 
 def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
-    """Read rows of {prompt, all_generated_responses}, where the file has them finish_reasons, and other `columns`.
+    """Read rows of {prompt, all_generated_responses}; where the file has them finish_reasons and scores; and `columns`.
 
-    Rows of the same prompt become one. Rows and responses that cannot be scored are left out, with a warning.
+    A row of preference data, with chosen and rejected, counts as one of two responses. Rows of the same prompt become
+    one. Rows and responses that cannot be scored are left out, with a warning.
+
+    Returns:
+        Rows of prompt, columns (the others of the prompt's row), and lists of one length: all_generated_responses,
+        finish_reasons and given_scores (None: not known).
 
     Raises:
         UserError: not such a file, or no row is left.
@@ -33,9 +41,8 @@ def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
             continue
         if known := rows.get(row["prompt"]):
             merged += 1
-            known["all_generated_responses"] += row["all_generated_responses"]
-            if "finish_reasons" in known:
-                known["finish_reasons"] += row.get("finish_reasons", [None] * len(row["all_generated_responses"]))
+            for name in PER_RESPONSE:
+                known[name] += row[name]
         else:
             rows[row["prompt"]] = row
     if not rows:
@@ -50,24 +57,42 @@ def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
 
 def read_row(row: Any) -> dict[str, Any]:
     """Raises ValueError, saying why, for a row without a prompt and two responses to it."""
-    if not isinstance(row, dict) or not {"prompt", "all_generated_responses"} <= row.keys():
+    if not isinstance(row, dict) or not ("all_generated_responses" in row or {"chosen", "rejected"} <= row.keys()):
         raise ValueError("must be an object with prompt and all_generated_responses")
     try:
-        prompt = read_prompt(row["prompt"])
+        prompt = read_prompt(row.get("prompt", row.get("chosen")))
     except ValueError as error:
         raise ValueError(f"the prompt {error}") from error
-    responses = row["all_generated_responses"] if isinstance(row["all_generated_responses"], list) else []
-    reasons = row.get("finish_reasons")
-    if not isinstance(reasons, list) or len(reasons) != len(responses):
-        reasons = None
+    responses, scores = row.get("all_generated_responses"), row.get("all_rm_scores")
+    if responses is None:
+        responses = [last_answer(row[side]) for side in ("chosen", "rejected")]
+        scores = [row.get(f"score_{side}") for side in ("chosen", "rejected")]
+    responses = responses if isinstance(responses, list) else []
     good = [i for i, response in enumerate(responses) if is_text(response)]
     if len(good) < 2:
         raise ValueError("all_generated_responses must hold two texts or more")
-    read: dict[str, Any] = {"prompt": prompt, "all_generated_responses": [responses[i] for i in good]}
-    read["columns"] = {name: value for name, value in row.items() if name not in MADE}
-    if reasons is not None:
-        read["finish_reasons"] = [reasons[i] for i in good]
-    return read
+
+    def beside(values: Any, fits: Callable[[Any], bool]) -> list[Any]:
+        """One value for each good response."""
+        whole = isinstance(values, list) and len(values) == len(responses)
+        return [values[i] if whole and fits(values[i]) else None for i in good]
+
+    return {
+        "prompt": prompt,
+        "all_generated_responses": [responses[i] for i in good],
+        "finish_reasons": beside(row.get("finish_reasons"), lambda value: isinstance(value, str)),
+        "given_scores": beside(scores, is_number),
+        "columns": {name: value for name, value in row.items() if name not in MADE},
+    }
+
+
+def last_answer(side: Any) -> Any:
+    """The response in one side of a pair, which is a text or a list of messages."""
+    return side[-1].get("content") if isinstance(side, list) and side and isinstance(side[-1], dict) else side
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_text(value: Any) -> bool:
@@ -108,9 +133,8 @@ def add_responses(rows: list[dict[str, Any]], path: Path) -> Counter[str]:
     for row in rows:
         for response in dict.fromkeys(extra.get(row["prompt"], [])):
             if response not in row["all_generated_responses"]:
-                row["all_generated_responses"].append(response)
-                if "finish_reasons" in row:
-                    row["finish_reasons"].append(None)
+                for name, value in zip(PER_RESPONSE, (response, None, None), strict=True):
+                    row[name].append(value)
                 counts["extra responses added"] += 1
     if bad:
         counts["extra_responses rows left out"] = len(bad)
@@ -129,10 +153,7 @@ def read_extra(row: Any) -> tuple[Prompt, list[str]]:
     prompt = read_prompt(row.get("prompt", row.get("chosen")))
     responses = row.get("all_generated_responses")
     if responses is None:
-        sides = (row.get("chosen"), row.get("rejected"))  # texts, or lists of messages
-        responses = [
-            s[-1].get("content") if isinstance(s, list) and s and isinstance(s[-1], dict) else s for s in sides
-        ]
+        responses = [last_answer(row.get(side)) for side in ("chosen", "rejected")]
     if not isinstance(responses, list) or not all(map(is_text, responses)):
         raise ValueError(
             "needs a prompt, and either all_generated_responses (texts) or chosen and rejected (texts or messages)"

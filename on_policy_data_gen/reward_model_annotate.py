@@ -15,28 +15,28 @@ Writes to output_dir:
 """
 
 import difflib
-import hashlib
-import json
 import math
 import random
-import shutil
-from collections import Counter, defaultdict
+import statistics
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from candidates import add_responses, is_text, read_candidates
-from conversations import prompt_text, to_json, to_messages
+from candidates import add_responses, read_candidates
+from conversations import prompt_text
 from pair_selection import PAIR_RULES, Candidates
 from processes import Processes, joined_processes
+from results import write_results
 from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
-from simpo.console import UserError, command, is_main_process, say
+from simpo.console import UserError, command, is_main_process, say, warn
 from simpo.files import weights_digest, write_json
 from simpo.folder import check_settings, lock_folder, recorded_settings
 
 SETTINGS = "annotate_settings.json"
+MUCH = 1.5  # times longer
 
 
 @dataclass
@@ -50,7 +50,7 @@ class AnnotateArguments:
         default="RLHFlow/ArmoRM-Llama3-8B-v0.1",
         metadata={
             "help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder. Or a program: "
-            "path/to/file.py:function (see rewards/)."
+            "path/to/file.py:function. Or given: the scores in the rows (see rewards/)."
         },
     )
     output_dir: str = field(default="datasets/gemma2_ultrafeedback/", metadata={"help": "Folder of the results."})
@@ -83,6 +83,9 @@ class AnnotateArguments:
         default="max_min",
         metadata={"help": f"Rule that picks chosen and rejected: {', '.join(PAIR_RULES)} (pair_selection.py)."},
     )
+    pairs_per_prompt: int = field(
+        default=1, metadata={"help": "Pairs of each prompt that share no response: best with worst, second with ..."}
+    )
     min_margin: float = field(default=0.0, metadata={"help": "Drop pairs whose scores differ by less."})
     seed: int = field(default=42, metadata={"help": "Of random_rejected."})
     extra_responses: str | None = field(
@@ -106,7 +109,7 @@ class AnnotateArguments:
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction: must be between 0 and 1, got {self.test_fraction}")
-        for name in ("batch_tokens", "max_length"):
+        for name in ("batch_tokens", "max_length", "pairs_per_prompt"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
@@ -155,10 +158,12 @@ def annotate(
     if processes.rank == 0:
         apply_scores(source, everything, folder, counts)
         pairs = {split: make_pairs(rows[split], args, counts) for split in rows}
-        write_results(folder, rows, pairs, args, counts)
+        write_results(folder, rows, pairs, args.test_fraction, counts)
         from summary import write_summary
 
-        say(write_summary(folder, everything, [row for split in pairs.values() for row in split], counts))
+        kept = [row for split in pairs.values() for row in split]
+        say(write_summary(folder, everything, kept, counts))
+        warn_of_lengths(kept)
 
 
 def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
@@ -197,106 +202,45 @@ def settings_of(args: AnnotateArguments) -> dict[str, Any]:
 
 
 def make_pairs(rows: list[dict[str, Any]], args: AnnotateArguments, counts: Counter[str]) -> list[dict[str, Any]]:
-    """Choose a pair per prompt; count what is dropped and why."""
+    """Choose the pairs of each prompt, which share no response; count what is dropped and why."""
     pairs = []
     for what in ("kept", "dropped: all scores identical", "dropped: margin below min_margin"):
         counts[f"pairs {what}"] += 0  # shown even when there are none
     for row in rows:
-        scored = [i for i, score in enumerate(row["all_rm_scores"]) if score is not None]
-        pair = choose(row, scored, args) if len(scored) > 1 else None
-        if len(scored) < 2:
+        left = [i for i, score in enumerate(row["all_rm_scores"]) if score is not None]
+        if len(left) < 2:
             counts["pairs dropped: fewer than two responses with a score"] += 1
-        elif pair is None:
-            counts["pairs dropped: all scores identical"] += 1
-        elif pair.margin < args.min_margin:
-            counts["pairs dropped: margin below min_margin"] += 1
-        else:
+        rng = random.Random(f"{args.seed} {prompt_text(row['prompt'])}")  # so that other prompts do not matter
+        for number in range(args.pairs_per_prompt):
+            if len(left) < 2:
+                break
+            lengths = [len(row["all_generated_responses"][i]) for i in left]
+            scores = [row["all_rm_scores"][i] for i in left]
+            pair = PAIR_RULES[args.pair_selection](Candidates(scores, lengths, rng))
+            if pair is None:
+                counts["pairs dropped: all scores identical"] += number == 0
+                break
+            sides = {"chosen_index": left[pair.chosen], "rejected_index": left[pair.rejected]}
+            left = [i for i in left if i not in sides.values()]
+            if pair.margin < args.min_margin:
+                counts["pairs dropped: margin below min_margin"] += 1
+                continue
             counts["pairs kept"] += 1
-            pairs.append(row | {"chosen_index": scored[pair.chosen], "rejected_index": scored[pair.rejected]})
+            pairs.append(row | sides)
     return pairs
 
 
-def choose(row: dict[str, Any], scored: list[int], args: AnnotateArguments) -> Any:
-    """Apply the rule to the responses at these positions; its pair counts among them."""
-    lengths = [len(row["all_generated_responses"][i]) for i in scored]
-    rng = random.Random(f"{args.seed} {prompt_text(row['prompt'])}")  # so that other prompts do not matter
-    return PAIR_RULES[args.pair_selection](Candidates([row["all_rm_scores"][i] for i in scored], lengths, rng))
-
-
-def scored_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of all_outputs_rm.json."""
-    made = {name: row[name] for name in ("all_generated_responses", "all_rm_scores")}
-    return {"prompt": to_json(row["prompt"]), **made, **row["columns"]}
-
-
-def pair_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of all_outputs_bin.json."""
-    messages = to_messages(row["prompt"])
-    answers = {side: row["all_generated_responses"][row[f"{side}_index"]] for side in ("chosen", "rejected")}
-    return scored_row(row) | {
-        side: [*messages, {"role": "assistant", "content": answer}] for side, answer in answers.items()
-    }
-
-
-def write_results(
-    folder: Path, rows: dict[str, list[dict]], pairs: dict[str, list[dict]], args: AnnotateArguments, counts: Counter
-) -> None:
-    """Write the JSON files and the datasets folder, whose prompts are all texts or all messages: one type a column.
-
-    Raises:
-        UserError: too few pairs are left for two splits.
-    """
-    from datasets import Dataset, DatasetDict, disable_progress_bars
-
-    disable_progress_bars()
-    splits = pairs if "test" in pairs else split_pairs(pairs["train"], args.test_fraction)
-    if empty := [split for split in ("train", "test") if not splits[split]]:
-        dropped = "; ".join(f"{count} {what}" for what, count in counts.items() if count and "dropped" in what)
-        raise UserError(
-            f"no pairs are left for the {empty[0]} split{f' ({dropped})' if dropped else ''}: give more prompts, or "
-            "lower min_margin"
+def warn_of_lengths(pairs: list[dict[str, Any]]) -> None:
+    """Length is what a policy learns first, where chosen and rejected differ in it."""
+    chosen, rejected = (
+        max(1, statistics.median(len(pair["all_generated_responses"][pair[f"{side}_index"]]) for pair in pairs))
+        for side in ("chosen", "rejected")
+    )
+    if not 1 / MUCH < chosen / rejected < MUCH:
+        warn(
+            f"the chosen responses are {'longer' if chosen > rejected else 'shorter'} than the rejected ones "
+            f"({chosen:.0f} against {rejected:.0f} characters, medians); the policy will learn that, too"
         )
-    for split, suffix in (("train", ""), ("test", "_test")):
-        for name, content, form in (("rm", rows, scored_row), ("bin", pairs, pair_row)):
-            path = folder / f"all_outputs_{name}{suffix}.json"
-            if split in content:
-                write_json(path, [form(row) for row in content[split]])
-            else:
-                path.unlink(missing_ok=True)  # of an earlier run with test prompts
-    beside, place = folder / "datasets.tmp", folder / "datasets"
-    shutil.rmtree(beside, ignore_errors=True)
-    everything = [row for split in splits.values() for row in split]
-    mixed = mixed_columns(everything)
-    texts = all(isinstance(row["prompt"], str) for row in everything)
-
-    def training_row(row: dict[str, Any]) -> dict[str, Any]:
-        columns = {name: json.dumps(row["columns"].get(name)) for name in mixed}
-        return pair_row(row) | columns | ({} if texts else {"prompt": to_messages(row["prompt"])})
-
-    saved = {split: Dataset.from_list([training_row(row) for row in splits[split]]) for split in ("train", "test")}
-    DatasetDict(saved).save_to_disk(beside)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
-
-
-def mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Columns of the prompts' rows that arrow has no one type for; the datasets folder holds them as JSON."""
-    kinds: dict[str, set[type]] = defaultdict(set)
-    for row in rows:
-        for name, value in row["columns"].items():
-            plain = isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63) or is_text(value)
-            kinds[name].add(type(value) if plain or value is None else object)
-    return [name for name, found in kinds.items() if len(found - {type(None)}) > 1 or object in found]
-
-
-def split_pairs(pairs: list[dict[str, Any]], fraction: float) -> dict[str, list[dict[str, Any]]]:
-    """Hold out a part of the pairs (at least one), picked by a hash of the prompt: the same ones whatever the order."""
-    order = sorted(pairs, key=lambda row: hashlib.sha256(prompt_text(row["prompt"]).encode()).digest())
-    held_out = {row["prompt"] for row in order[: max(1, round(fraction * len(pairs)))]}
-    return {
-        "train": [row for row in pairs if row["prompt"] not in held_out],
-        "test": [row for row in pairs if row["prompt"] in held_out],
-    }
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from candidates import name_of
+from candidates import is_number, name_of
 from processes import Processes
 from simpo.chat.thinking import TAGS, split_thinking
 from simpo.console import UserError, warn
@@ -49,16 +48,13 @@ def known_scores(folder: Path, retry_failed: bool = False) -> dict[str, Any]:
     return known
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def is_failure(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("cannot"), str)
 
 
 def units_of(source: Any, row: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return source.units(row["prompt"], row["scored_responses"], row["columns"])
+    given = {} if set(row["given_scores"]) == {None} else {"all_rm_scores": row["given_scores"]}
+    return source.units(row["prompt"], row["scored_responses"], row["columns"] | given)
 
 
 def score_share(
@@ -108,9 +104,8 @@ def split_thoughts(rows: list[dict[str, Any]], thinking: str, counts: Counter[st
     opened = any(closes_only(response) for response in texts)
     think = cut = inside = 0
     for row in rows:
-        reasons = row.get("finish_reasons") or [None] * len(row["all_generated_responses"])
         row["scored_responses"] = []
-        for response, reason in zip(row["all_generated_responses"], reasons, strict=True):
+        for response, reason in zip(row["all_generated_responses"], row["finish_reasons"], strict=True):
             parts = split_thinking(response, opened)
             if parts.thoughts is not None and thinking == "fail":
                 raise UserError(

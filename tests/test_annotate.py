@@ -18,7 +18,8 @@ from tiny_reward_models import (
     tiny_encoder,
 )
 
-from reward_model_annotate import main, split_pairs
+from results import split_pairs
+from reward_model_annotate import main
 from rewards import load_reward_model
 from rewards.armorm import ArmoRM
 from simpo.data.load import get_datasets
@@ -307,6 +308,49 @@ def test_conversations_become_pairs_that_training_reads(monkeypatch, tmp_path, a
     assert len(rows) == 5
     assert rows[json.dumps(conversation)]["chosen"] == pair["chosen"]
     assert rows[json.dumps([{"role": "user", "content": "p0"}])]["chosen"][0] == {"role": "user", "content": "p0"}
+
+
+def test_scores_that_are_there_already(monkeypatch, tmp_path, capsys):
+    """As all_rm_scores, or as score_chosen and score_rejected; nothing is loaded."""
+    side = {name: [{"role": "user", "content": "q"}, {"role": "assistant", "content": name}] for name in ("yes", "no")}
+    rows = [
+        ("p0", answers("a", "b", "c", all_rm_scores=[1, 3.5, None])),
+        ("p1", answers("a", "b", all_rm_scores=[2, 0])),
+    ]
+    rows += [{"prompt": "q", "chosen": side["yes"], "rejected": side["no"], "score_chosen": 9.0, "score_rejected": 9.5}]
+    argv = ["--generation_file", write_rows(tmp_path / "in.json", *rows), "--output_dir", tmp_path / "out"]
+    run(monkeypatch, *argv, "--reward_model", "given")
+    assert [row["all_rm_scores"] for row in read(tmp_path / "out", "all_outputs_rm.json")] == [
+        [1, 3.5, None],
+        [2, 0],
+        [9.0, 9.5],
+    ]
+    chosen = [row["chosen"][-1]["content"] for row in read(tmp_path / "out", "all_outputs_bin.json")]
+    assert chosen == ["b", "a", "no"]
+    assert "its row has no score for it" in capsys.readouterr().err
+
+
+def test_several_disjoint_pairs_of_a_prompt(monkeypatch, tmp_path, capsys):
+    """Best with worst, second best with second worst; all of a prompt's pairs in one split."""
+    rows = [(f"p{i}", answers(*"abcde", all_rm_scores=[3, 1, 5, 2, 4])) for i in range(4)]
+    rows += [
+        ("tied", answers(*"abcd", all_rm_scores=[1, 2, 2, 3])),
+        ("close", answers("a", "b", all_rm_scores=[1, 1.2])),
+    ]
+    argv = ["--generation_file", write_rows(tmp_path / "in.json", *rows), "--reward_model", "given"]
+    run(monkeypatch, *argv, "--output_dir", tmp_path / "out", "--pairs_per_prompt", 3, "--min_margin", 1.5)
+    pairs = read(tmp_path / "out", "all_outputs_bin.json")
+    found = [(pair["prompt"], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) for pair in pairs]
+    assert found[:2] == [("p0", "c", "b"), ("p0", "e", "d")] and found[-1] == ("tied", "d", "a") and len(found) == 9
+    splits = get_datasets({str(tmp_path / "out" / "datasets"): 1.0})
+    assert not {asked(row) for row in splits["test"]} & {asked(row) for row in splits["train"]}
+
+
+def test_chosen_much_longer_than_rejected(monkeypatch, tmp_path, capsys):
+    rows = [(f"p{i}", answers("long " * 20, "short", all_rm_scores=[1, 0])) for i in range(4)]
+    argv = ["--generation_file", write_rows(tmp_path / "in.json", *rows), "--reward_model", "given"]
+    run(monkeypatch, *argv, "--output_dir", tmp_path / "out")
+    assert "the chosen responses are longer than the rejected ones (100 against 5" in capsys.readouterr().err
 
 
 def test_cut_responses_are_counted(monkeypatch, tmp_path, armorm, capsys):
