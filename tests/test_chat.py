@@ -73,8 +73,13 @@ def test_resolver(tmp_path):
     assert "<start_of_turn>" in resolve_chat_template(own, "gemma2").jinja
     (tmp_path / "mine.jinja").write_text("{{ messages }}")
     assert resolve_chat_template(own, str(tmp_path / "mine.jinja")).jinja == "{{ messages }}"
-    with pytest.raises(UserError, match="chat_template: 'lama3'"):
-        resolve_chat_template(own, "lama3")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for wrong in ("lama3", "", str(tmp_path), str(tmp_path / "binary"), "long " * 1000):
+        with pytest.raises(UserError, match="is not a Jinja template, a text file, or one of gemma2"):
+            resolve_chat_template(own, wrong)
+    own.chat_template = {"tool_use": "{{ tools }}", "rag": "{{ documents }}"}
+    with pytest.raises(UserError, match=r"chat_template: .*multiple chat templates"):
+        resolve_chat_template(own)
 
 
 def test_empty_system_message_only_where_the_template_has_one():

@@ -35,23 +35,28 @@ def resolve_chat_template(
             template instead of the tokenizer's. WPO and data generation do not have it.
 
     Raises:
-        UserError: `chat_template` is neither Jinja text, nor a file, nor a built-in name.
+        UserError: `chat_template` is neither Jinja text, nor a file, nor a built-in name; or it is not given, and the
+            tokenizer has several and no default.
     """
     if chat_template is not None:
         if chat_template in TEMPLATES:
             return ChatTemplate(TEMPLATES[chat_template].read_text(), f"built-in {chat_template} (chat_template)")
         if "{" in chat_template:
             return ChatTemplate(chat_template, "chat_template setting")
-        if Path(chat_template).is_file():
-            return ChatTemplate(Path(chat_template).read_text(), f"file {chat_template}")
-        raise UserError(
-            f"chat_template: {chat_template!r} is not a Jinja template, a file, "
-            f"or one of {', '.join(sorted(TEMPLATES))}"
-        )
+        try:
+            return ChatTemplate(Path(chat_template).read_text(encoding="utf-8"), f"file {chat_template}")
+        except (OSError, ValueError) as error:  # no file, no file's name, not UTF-8
+            raise UserError(
+                f"chat_template: {chat_template[:80]!r} is not a Jinja template, a text file, "
+                f"or one of {', '.join(sorted(TEMPLATES))}"
+            ) from error
     if mistral_override and "mistral" in (model_name_or_path or "").lower():
         return ChatTemplate(TEMPLATES["mistral"].read_text(), "built-in mistral (the model's path says Mistral)")
     if tokenizer.chat_template is not None:
-        return ChatTemplate(tokenizer.get_chat_template(), "the tokenizer's own")
+        try:
+            return ChatTemplate(tokenizer.get_chat_template(), "the tokenizer's own")
+        except ValueError as error:  # several by name, none of them the default
+            raise UserError(f"chat_template: {error}") from error
     return ChatTemplate(TEMPLATES["zephyr"].read_text(), "built-in zephyr (the tokenizer has none)")
 
 
