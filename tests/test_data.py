@@ -67,7 +67,7 @@ def good(count: int = 3) -> list[dict]:
     [
         ([{"chosen": "a", "rejected": "b"}] * 2, "row [01]: chosen is text, and there is no prompt"),
         ([{"prompt": "a", "rejected": [{"role": "user", "content": "x"}]}], "lacks the column chosen"),
-        ([{"text": "a"}], "has no column chosen, rejected or messages"),
+        ([{"text": "a"}], "has no column chosen or rejected or messages"),
         ([{"chosen": row["chosen"][:1], "rejected": row["rejected"]} for row in good()], "must end with an assistant"),
     ],
 )
