@@ -40,7 +40,7 @@ quality: env
 
 bench: env
 	for name in train_step memory_vs_length tokenizing data_generation; do \
-		$(BIN)/python benchmarks/$$name.py --out benchmarks/$$name.md || exit 1; \
+		PYTHONPATH=on_policy_data_gen $(BIN)/python benchmarks/$$name.py --out benchmarks/$$name.md || exit 1; \
 	done
 
 clean:

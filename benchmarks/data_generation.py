@@ -1,6 +1,6 @@
 """How much the data scripts gain: all seeds in one engine, and batched scoring. Both sides in turn, in one run.
 
-    python benchmarks/data_generation.py --out benchmarks/data_generation.md [--responses FOLDER]
+    PYTHONPATH=on_policy_data_gen python benchmarks/data_generation.py --out data_generation.md [--responses FOLDER]
 
 FOLDER holds output_{seed}.json files (../shared/real_decodes by default), whose lengths the scoring side takes. Prints
 a Markdown report, with the predictions written before the first run, and writes it to --out.
@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "on_policy_data_gen")]
 SEEDS = [13, 21, 42, 79, 100]
 PREDICTIONS = """\
 1. Five seeds, one engine: start-up (about 12 s) is paid once instead of five times and generation of 40 short answers
@@ -97,9 +96,8 @@ def one_engine_or_five(folder: Path, repeats: int) -> list[list[float]]:
 
 def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
     """The same requests through vLLM's own loop and through decode's, on one warm engine."""
-    from tiny_models import tiny_llama
-
     from simpo.engine.vllm import Request, engine_settings, generate
+    from tiny_models import tiny_llama
 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     settings = engine_settings(tiny_llama(folder / "larger", **sizes), "float32", 512, 1, None, False)
@@ -132,10 +130,10 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
     Their texts are cut to a quarter, because the tiny tokenizer has about one token per character.
     """
     import torch
-    from tiny_reward_models import tiny_classifier
     from transformers import AutoModelForSequenceClassification
 
     from rewards import load_reward_model
+    from tiny_reward_models import tiny_classifier
 
     rows = [row for path in sorted(responses.glob("output_*.json")) for row in json.loads(path.read_text())]
     texts = [(row["prompt"], row["generated_text"]) for row in rows]

@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 LENGTHS, VOCABULARIES, PAIRS = (512, 1024, 2048, 4096), (32_000, 128_256, 256_000), (1, 2, 4)
 PREDICTIONS = """\
 - fast path: flat in the vocabulary (a chunk holds a fixed number of logits), linear in length and pairs with a small

@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 PREDICTIONS = """\
 The original tokenizes every row in about seven calls and renders it in six; ours renders in three and tokenizes a
 thousand rows in one call, in Rust: 5 to 8 times faster with one process, the same with two.
@@ -95,7 +93,6 @@ def make_rows(count: int, seed: int) -> list[dict]:
 def prepare(side: str, rows: list[dict], processes: int) -> float:
     """Seconds from conversations to a trainer with token ids."""
     from datasets import Dataset, DatasetDict
-    from tiny_models import tiny_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -103,6 +100,7 @@ def prepare(side: str, rows: list[dict], processes: int) -> float:
     from simpo.data.pairs import format_pairs
     from simpo_config import SimPOConfig
     from simpo_trainer import SimPOTrainer
+    from tiny_models import tiny_model
 
     folder = Path(tempfile.mkdtemp())
     name = tiny_model(folder / "model")

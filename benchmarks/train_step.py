@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 SIDES = ("ours", "recomputed", "plain", "trl")  # recomputed: ours with logits_memory 0
 # (prompt, response) tokens, each drawn between half and one and a half times these
 MIXES = {"short": (60, 400), "long": (800, 400)}

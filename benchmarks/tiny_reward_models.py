@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from tiny_models import CORPUS, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,6 +21,7 @@ from transformers import (
 
 from rewards.armorm import ArmoRM
 from rewards.pairrm import PairRM
+from tiny_models import CORPUS, tiny_tokenizer
 
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig, "gemma2": Gemma2Config}
 DECODERS["qwen2"] = Qwen2Config
