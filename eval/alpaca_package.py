@@ -64,9 +64,12 @@ class Annotator:
             )
         if self.entry.get("batch_size", 1) != 1:
             raise UserError(f"judge_prompts: {self.name} asks about several pairs at once; choose another annotator")
-        # beside the template is where the package looks for it
-        self.entry = self.entry | {"prompt_template": str(path.parents[1] / str(self.entry["prompt_template"]))}
-        self.parameters = {k: v for k, v in self.entry["completions_kwargs"].items() if k not in OWN_KEYS}
+        template = path.resolve().parents[1] / str(self.entry["prompt_template"])  # where the package looks for it
+        kwargs = self.entry["completions_kwargs"]
+        if not template.is_file() or not isinstance(kwargs, dict):
+            raise UserError(f"judge_prompts: {path}: there is no prompt_template {template}, or no completions_kwargs")
+        self.entry = self.entry | {"prompt_template": str(template)}
+        self.parameters = {key: value for key, value in kwargs.items() if key not in OWN_KEYS}
 
     def prompts(self, references: list[Row], own: list[Row]) -> dict[str, list[dict[str, str]]]:
         """{instruction: messages} of all pairs that differ, made by the package; it swaps sides by a seed of its own.
@@ -113,7 +116,7 @@ class Annotator:
                 rows = annotator.annotate_head2head(marked(references), marked(own), chunksize=None)
             except (TypeError, ValueError, AttributeError, AssertionError, OSError) as error:
                 raise UserError(
-                    f"judge_prompts: alpaca-eval cannot use {self.name}: {error or 'its prompt is not ChatML'}"
+                    f"judge_prompts: alpaca-eval cannot use {self.name}: {str(error) or 'its prompt is not ChatML'}"
                 ) from error
         return [plain(row) for row in rows]
 

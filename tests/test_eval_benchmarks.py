@@ -237,3 +237,15 @@ def test_answers_with_thoughts(tmp_path, run, engine, tokenizer, model, fails, p
     else:
         assert "the thoughts of 3 answers are left out" in said and "1 answers were cut inside their thoughts" in said
         assert turns == [["Yes.", "Yes."], ["Yes.", ""]] and "Hm." not in second
+
+
+def test_a_template_that_opens_the_thoughts(tmp_path, run, engine, tokenizer, model):
+    """Then all is thoughts up to the closing tag, or to the end."""
+    rows = [{"instruction": f"Ask {i}"} for i in range(2)]
+    questions = ["--questions", write_jsonl(tmp_path / "q.jsonl", rows), "--output_dir", tmp_path / "out"]
+    engine(lambda prompt: "Hm.\n</think>\n\nYes." if "Ask 0" in prompt else "Hm, let me", tokenizer)
+    template = tokenizer.chat_template + "<think>\n"
+    where = ["--benchmark", "alpacaeval2", "--model", model, "--name", "mine", *questions]
+    said = run(generate_answers.main, *where, "--chat_template", template)
+    assert [row["output"] for row in json.loads((tmp_path / "out/mine/model_outputs.json").read_text())] == ["Yes.", ""]
+    assert "1 answers were cut inside their thoughts" in said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from judge_server import FOR_A_WHILE, KEY, preference_reply, serving
 from judge_world import ARENA, answers, judge_files
 
@@ -176,6 +177,31 @@ def test_judges_without_log_probabilities_cost_one_call(fails, tmp_path, reply, 
     with serving(lambda messages: reply) as server:
         message = fails(judge.main, *judge_files(tmp_path, "alpacaeval2"), "--base_url", server.url)
     assert words in message and "choose another judge" in message and len(server.served) == 1
+
+
+def test_an_annotator_of_ones_own(judged, tmp_path, monkeypatch, fails):
+    """A configs.yaml by a relative path, whose judge answers in words."""
+    pytest.importorskip("alpaca_eval", reason="alpaca-eval is not installed: pip install -e '.[eval]'")
+    ask = "<|im_start|>user\n{instruction}\na: {output_1}\nb: {output_2}\n<|im_end|>"
+    entry = {"prompt_template": "own/ask.txt", "completions_kwargs": {"max_tokens": 20, "temperature": 0}}
+    entry |= {
+        "fn_completion_parser": "regex_parser",
+        "completion_parser_kwargs": {"outputs_to_match": {1: "^a", 2: "^b"}},
+    }
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "ask.txt").write_text(ask)
+    (tmp_path / "own" / "configs.yaml").write_text(yaml.safe_dump({"own": entry}))
+    monkeypatch.chdir(tmp_path / "own")
+
+    def reply(messages):  # prefers the model's output, wherever it stands
+        return ("b" if "b: mine" in messages[0]["content"] else "a"), []
+
+    with serving(reply) as server:
+        _, rows = judged("alpacaeval2", server.url, "--judge_prompts", "configs.yaml")
+    assert [row["preference"] for row in rows] == [2, 2, 2]
+    (tmp_path / "own" / "ask.txt").unlink()
+    options = [*judge_files(tmp_path, "alpacaeval2"), "--judge_prompts", "configs.yaml"]
+    assert "there is no prompt_template" in fails(judge.main, *options)
 
 
 def test_answers_that_spell_the_packages_marks(judged):
