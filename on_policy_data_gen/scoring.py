@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from simpo.folder import Journal
 from truncation import warn_of_cut
 
 CHUNK = 1024  # prompts whose units are encoded and sorted by length together
+HOPELESS = 64  # values that all fail for one reason (not for memory: the longest come first), after which it is enough
+NOT_TRIED = "not tried, because all before it failed"
 
 
 def unit_key(unit: tuple[Any, ...]) -> str:
@@ -52,6 +55,10 @@ def is_failure(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("cannot"), str)
 
 
+def same_failure(records: Iterable[Any]) -> bool:
+    return all(map(is_failure, records)) and len({record["cannot"] for record in records}) == 1
+
+
 def units_of(source: Any, row: dict[str, Any]) -> list[tuple[Any, ...]]:
     given = {} if set(row["given_scores"]) == {None} else {"all_rm_scores": row["given_scores"]}
     return source.units(row["prompt"], row["scored_responses"], row["columns"] | given)
@@ -62,7 +69,7 @@ def score_share(
 ) -> None:
     """Score this process's share of the prompts; append every batch's values to its journal as one line.
 
-    Where nothing of the first two can be scored, nothing else is tried: `apply_scores` says why.
+    Where the first ones all fail for one reason, nothing else is tried: `apply_scores` says why.
     """
     import torch
     from tqdm import tqdm
@@ -87,7 +94,7 @@ def score_share(
                 journal.append(records)
                 done.update(records)
                 bar.update(len(batch))
-                if number and all(map(is_failure, done.values())):
+                if number and len(done) >= HOPELESS and same_failure(done.values()):
                     return
 
 
@@ -145,13 +152,14 @@ def apply_scores(source: Any, rows: list[dict[str, Any]], folder: Path, counts: 
         row["all_rm_scores"] = source.combine([value_of(record) for record in records])
         for unit, record in zip(units, records, strict=True):
             notes.update(record.get("notes", ()) if isinstance(record, dict) else ())
-            if is_failure(record):
-                problems[record["cannot"]] += 1
-                example.setdefault(record["cannot"], f"{str(unit[1])[:40]!r} to {name_of(row)}")
+            if value_of(record) is None:
+                problem = record["cannot"] if record else NOT_TRIED
+                problems[problem] += 1
+                example.setdefault(problem, f"{str(unit[1])[:40]!r} to {name_of(row)}")
         total += sum(score is not None for score in row["all_rm_scores"])
     again = "--retry_failed tries them again"
     if not total:
-        problem, _ = problems.most_common(1)[0]
+        problem = max(problems.keys() - {NOT_TRIED}, key=problems.__getitem__)
         raise UserError(f"reward_model: no response can be scored: {problem} (such as {example[problem]}); {again}")
     for note, count in notes.items():
         counts[f"responses {note}"] = count

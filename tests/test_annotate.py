@@ -22,6 +22,7 @@ from results import split_pairs
 from reward_model_annotate import main
 from rewards import load_reward_model
 from rewards.armorm import ArmoRM
+from rewards.classifier import Classifier
 from simpo.data.load import get_datasets
 from simpo.folder import Journal, lock_folder
 
@@ -221,6 +222,23 @@ def test_what_cannot_be_scored_is_kept_counted_and_asked_again_only_on_request(m
     run(monkeypatch, *argv, "--retry_failed")
     assert (tmp_path / "out" / "journal" / "scores.0.jsonl").read_text() != journal
     assert [row["all_rm_scores"] for row in read(tmp_path / "out", "all_outputs_rm.json")] == scores
+
+
+def test_the_longest_not_fitting_do_not_stop_the_rest(monkeypatch, tmp_path, capsys):
+    """Memory is enough for all but the longest, which come first."""
+    forward = Classifier.forward
+
+    def small_memory(self, **inputs):
+        if inputs["input_ids"].shape[1] > 70:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Classifier, "forward", small_memory)
+    rows = [(f"p{i}", answers("z " * (60 + i), "short", "a bit longer")) for i in range(8)]
+    monkeypatch.setattr("scoring.HOPELESS", 4)
+    argv = ["--generation_file", write_rows(tmp_path / "in.json", *rows), "--output_dir", tmp_path / "out"]
+    run(monkeypatch, *argv, "--reward_model", tiny_classifier(tmp_path / "rm"), "--batch_tokens", 200)
+    assert "8 pairs kept" in capsys.readouterr().out
 
 
 def test_cut_by_max_length_is_counted(monkeypatch, tmp_path, capsys):

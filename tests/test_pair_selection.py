@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+import pair_selection
 from pair_selection import PAIR_RULES, Candidates, Pair
 
 NAN, INF = float("nan"), float("inf")
@@ -77,6 +78,19 @@ def test_bad_scores(scores):
 def test_lengths_must_match():
     with pytest.raises(ValueError, match="lengths"):
         wpo_v2([1.0, 2.0], [1])
+
+
+def test_a_rule_is_one_function(monkeypatch):
+    monkeypatch.setattr(pair_selection, "PAIR_RULES", {})
+
+    @pair_selection.pair_rule
+    def best_against_second(candidates):
+        order = sorted(range(len(candidates.scores)), key=lambda i: -candidates.scores[i])
+        return order[0], order[1]
+
+    rule = pair_selection.PAIR_RULES["best_against_second"]
+    assert rule(Candidates([1, 3, 2], [1, 1, 1], random.Random(0))) == Pair(1, 2, 1)
+    assert rule(Candidates([2, 2, 2], [1, 1, 1], random.Random(0))) is None
 
 
 def test_real_scores(shared):
