@@ -76,6 +76,8 @@ def read_prompts(data_dir: str, split: str, column: str, keep: Sequence[str]) ->
         raise UserError(f"keep_columns: {data_dir} has no column {missing[0]!r} (found: {', '.join(columns)})")
     if columns:
         column = choose_column(data_dir, columns, column)
+    if not isinstance(rows, list):
+        rows = rows.select_columns(list({column, *keep}))  # reading the others as well takes many times as long
     for row in rows:
         if isinstance(row, dict):
             yield row.get(column), {name: row.get(name) for name in keep}

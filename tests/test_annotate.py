@@ -11,12 +11,6 @@ import torch
 from conftest import ROOT, run_script
 from crashes import contents, stops_of
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_tokenizer
-from tiny_reward_models import (
-    tiny_armorm,
-    tiny_classifier,
-    tiny_encoder,
-)
 
 from results import split_pairs
 from reward_model_annotate import main
@@ -25,6 +19,12 @@ from rewards.armorm import ArmoRM
 from rewards.classifier import Classifier
 from simpo.data.load import get_datasets
 from simpo.folder import Journal, lock_folder
+from tiny_models import tiny_tokenizer
+from tiny_reward_models import (
+    tiny_armorm,
+    tiny_classifier,
+    tiny_encoder,
+)
 
 SCRIPT = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 
