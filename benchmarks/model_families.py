@@ -210,6 +210,28 @@ Qwen 3 Next carry a state along it, so that sequences in one row would see each 
 Mixtures of experts route every token by itself, so that layouts change nothing; their router's loss counts a shared
 prompt twice, as the plain path sees it. `gpt_oss` and Gemma 2 attend with the model's own eager function, piece by
 piece: sdpa knows neither sinks nor capped scores.
+
+## Adding a family
+
+Read its forward in `transformers/models/NAME/modeling_NAME.py`: what happens to the head's output up to
+`logits`, that `position_ids` are used, and that masks come from `create_causal_mask` and its kin. Nothing may run along
+a row but attention (no convolutions, no states). Then a line in `simpo/logps/families.py`, one in `CASES` of
+`benchmarks/model_families.py`, and the test proves it or does not. As one script (a test runs it as it stands):
+
+```python
+from model_families import CAPS, CASES, PATHS, WINDOW, difference, results, tiny
+from simpo.logps.families import FAMILIES, Head
+
+# VaultGemma caps its logits at config.final_logit_softcapping, and does nothing else to them.
+FAMILIES["vaultgemma"] = Head(softcap="final_logit_softcapping")
+CASES["vaultgemma eager"] = ("VaultGemma 1B", WINDOW | CAPS)
+
+model = tiny("vaultgemma eager")
+expected = results(model)  # the plain path's values and gradients
+for path in PATHS:  # padded or in one row, prompts shared or not
+    off = difference(results(model, path), expected)
+    assert off.values < 5e-5 and off.gradients < 1e-5, off
+```
 """
     )
 

@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from conftest import make_pairs
+from conftest import ROOT, make_pairs
 from datasets import Dataset, DatasetDict
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+import model_families
 from model_families import CASES, MIXED, PATHS, difference, results, tiny
 from simpo.config import DataArguments
 from simpo.console import UserError
 from simpo.data.pairs import format_pairs
+from simpo.logps import families
 from simpo.logps.checked import excerpt
 from simpo.logps.families import FAMILIES, LogitShape
 from simpo.logps.fused import FastPath, choose_path, fast_logps
@@ -43,6 +45,16 @@ def test_equal_to_the_plain_path(model, path):
     off = difference(found, expected)
     assert off.values < 5e-5 and off.gradients < 1e-5, off
     assert expected.gradients.keys() == dict(model.named_parameters()).keys()
+
+
+def test_the_page_on_families(monkeypatch):
+    """Its table has every family, and its example runs as it stands."""
+    page = (ROOT / "docs" / "model_families.md").read_text()
+    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")} >= set(FAMILIES)
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    monkeypatch.setattr(model_families, "CASES", dict(CASES))
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert "vaultgemma" in families.FAMILIES
 
 
 @some_models
