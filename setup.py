@@ -38,6 +38,7 @@ setup(
             "alpaca-eval==0.6.6",
             "scikit-learn>=1.9,<1.10",
             "scipy>=1.17,<2",
+            "httpx>=0.28,<1",
             "openai>=3.54,<4",
             "tiktoken>=0.12,<1",
         ],

@@ -232,10 +232,12 @@ class Judge:
             raise Refusal(f"content filter (status {status}): {shorten(message, 200)}", filtered=True)
         if status in (401, 403):
             raise UserError(f"{where} refuses the key in {KEY} (status {status}): {shorten(message)}; {CONTINUE}")
+        if status == 404 and (remedy := self.lacks_v1()):
+            raise UserError(f"base_url: {where} answers no chat requests (status 404: {shorten(message)}){remedy}")
         if status == 404:
             raise UserError(
                 f"{where} has no judge {self.endpoint.model!r} (status 404: {shorten(message)}); name another with "
-                f"--judge{self.lacks_v1()}"
+                "--judge"
             )
         if status in (402, 405) or 300 <= status < 400:
             moved = headers.get("Location", "")
@@ -294,8 +296,9 @@ class Judge:
         if self.parameters.get("logprobs"):
             reply["logprobs"] = self.logprobs_in(choice, reply)
         elif not reply["content"].strip() and reason != "length":
-            refusal = message.get("refusal")
-            raise Trouble("garbled", f"an empty reply{': ' + shorten(str(refusal), 120) if refusal else ''}")
+            if refusal := message.get("refusal"):
+                raise Refusal(f"the judge declines: {shorten(str(refusal), 200)}", filtered=True)
+            raise Trouble("garbled", "an empty reply")
         usage = content.get("usage")
         return reply | {
             "served_by": str(content.get("model") or self.endpoint.model),

@@ -101,7 +101,7 @@ def test_address_without_v1(fails, tmp_path):
     assert f"such addresses end in /v1: {address}/v1" in message
 
 
-@pytest.mark.parametrize("fault", ["filter", "filter in 200", "flagged", "too long", "500", "no choices"])
+@pytest.mark.parametrize("fault", ["filter", "filter in 200", "declined", "flagged", "too long", "500", "no choices"])
 @pytest.mark.parametrize("refused", ["Ask 0", "Ask 1"])
 def test_one_question_blocks_no_other(judged, monkeypatch, fault, refused):
     """It is listed with the reason, left without a verdict, and asked again on request only."""
