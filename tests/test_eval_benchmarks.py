@@ -8,13 +8,13 @@ import pytest
 import yaml
 from conftest import write_jsonl
 from judge_server import KEY, serving
-from tiny_models import tiny_tokenizer
 
 import benchmarks
 import generate_answers
 import judge
 import score
 from simpo.engine.vllm import Response
+from tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
