@@ -1,13 +1,13 @@
 """Templates in words (see simpo/chat/templates), the resolver, what rows say, and prompt/response splitting."""
 
 import pytest
-from tiny_models import tiny_tokenizer
 
 from simpo.chat.format import apply_chat_template, unused_context
 from simpo.chat.ids import ContentGuard, chat_ids
 from simpo.chat.rows import split_pair
 from simpo.chat.template import render, resolve_chat_template
 from simpo.console import UserError
+from tiny_models import tiny_tokenizer
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 USER = {"role": "user", "content": " Hi there "}

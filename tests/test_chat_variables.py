@@ -6,7 +6,6 @@ from datetime import date
 import pytest
 import yaml
 from conftest import write_jsonl
-from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
@@ -16,6 +15,7 @@ import run_simpo
 from simpo.chat.template import render
 from simpo.chat.variables import fix_variables, keep_date
 from simpo.console import UserError
+from tiny_models import tiny_model, tiny_tokenizer
 
 USER = {"role": "user", "content": "Hi"}
 THINKS = "{%- if enable_thinking is defined and not enable_thinking %}quick{% else %}slow{% endif %}"

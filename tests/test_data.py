@@ -6,7 +6,6 @@ import re
 import pytest
 from conftest import make_pairs, write_jsonl
 from datasets import Dataset, DatasetDict
-from tiny_models import tiny_tokenizer
 
 import run_simpo
 from simpo.config import DataArguments
@@ -15,6 +14,7 @@ from simpo.data import mapping
 from simpo.data.load import get_datasets, load_rows
 from simpo.data.pairs import format_pairs, tokenize_pairs
 from simpo.data.tokenize import PairTokenizer
+from tiny_models import tiny_tokenizer
 
 GOOD, BAD = {"role": "assistant", "content": "Good."}, {"role": "assistant", "content": "Bad."}
 

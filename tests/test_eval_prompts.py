@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
 from benchmarks import find, names
@@ -18,6 +17,7 @@ from parts import Question
 from prompting import Prompter, check_stop_ids
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError
+from tiny_models import tiny_tokenizer
 
 EVAL = ROOT / "eval"
 ALPACA = sorted((EVAL / "alpacaeval2" / "configs").glob("*.yaml"))

@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT, losses, make_pairs, run_script
 from datasets import Dataset, DatasetDict
 from test_objectives import NAMES
-from tiny_models import tiny_model
 
 import run_preference
 import run_simpo
@@ -21,6 +20,7 @@ from simpo.data.tokenize import PairTokenizer
 from simpo.objectives import get_objective
 from simpo.train.config import PreferenceConfig, config_class
 from simpo.train.trainer import PreferenceTrainer
+from tiny_models import tiny_model
 
 WITH_REFERENCE = sorted(name for name in NAMES if get_objective(name).reference)
 

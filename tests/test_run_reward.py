@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import ROOT, make_pairs, write_jsonl
 from test_run_sft import kept_by
-from tiny_models import tiny_tokenizer
-from tiny_reward_models import tiny_deberta, tiny_encoder
 from transformers import AutoTokenizer
 
 from run_reward import main
 from simpo.chat.ids import ContentGuard
 from simpo.data.comparisons import scored_inputs
+from tiny_models import tiny_tokenizer
+from tiny_reward_models import tiny_deberta, tiny_encoder
 
 REWARD = {"beta": None, "gamma_beta_ratio": None, "max_prompt_length": None, "bf16": False}
 

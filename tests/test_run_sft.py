@@ -5,9 +5,9 @@ import sys
 
 import pytest
 from conftest import make_pairs, write_jsonl
-from tiny_models import tiny_model, tiny_tokenizer
 
 from run_sft import main
+from tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
