@@ -3,7 +3,10 @@
 The runs on one process take the plain path to the log-probabilities, the others the fast one."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ import yaml
 from conftest import ROOT, losses, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from simpo.train.checkpoints import checkpoints_in, step_of
 
 pytestmark = pytest.mark.slow
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
@@ -99,7 +104,9 @@ def test_zero3_lora_saves_every_adapter_weight_and_resumes(config, tmp_path):
         torch.testing.assert_close(parameters[name].float(), weight.float())
     whole = losses(out)
 
-    (out / "checkpoint-4" / "trainer_state.json").unlink()  # as if stopped while saving the last checkpoint
+    assert "holds this run, finished" in launch(*ZERO3, path)
+    for file in (out / "digests.json", out / "trainer_state.json", out / "checkpoint-4" / "digests.json"):
+        file.unlink()  # as if stopped while saving the last checkpoint
     again = launch(*ZERO3, path)
     assert f"resuming from {out / 'checkpoint-2'}" in again
     assert [entry["loss"] for entry in losses(out)] == pytest.approx([entry["loss"] for entry in whole], abs=2e-3)
@@ -113,3 +120,42 @@ def test_zero3_on_real_pairs(shared, config, tmp_path):
     launch(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'one'}", "--per_device_train_batch_size=4")
     launch(*ZERO3, path, f"--output_dir={tmp_path / 'two'}")
     check_same_losses(losses(tmp_path / "one"), losses(tmp_path / "two"), BF16)
+
+
+# ---- the ends of several processes -------------------------------------------------------------------------------
+
+
+def torchrun(*command: str, **kwargs) -> subprocess.Popen:
+    """Two plain processes, in a process group of their own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", *command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(start, env=env, cwd=ROOT, **pipes, **kwargs)
+
+
+def test_a_failure_after_training_is_a_failure(config, tmp_path):
+    """Everything is trained and saved when the card's place turns out to be a folder."""
+    (tmp_path / "out" / "README.md").mkdir(parents=True)
+    with torchrun(SCRIPT, config(max_steps=1)) as process:
+        _, err = process.communicate(timeout=600)
+    assert process.returncode != 0 and (tmp_path / "out" / "model.safetensors").is_file()
+    assert f"error: {tmp_path / 'out' / 'README.md'}: Is a directory; mend that" in err
+
+
+def test_two_processes_end_with_their_launcher_and_hold_their_folder(config, tmp_path):
+    path = config(max_steps=1000, save_strategy="steps", save_steps=1, save_total_limit=1)
+    with torchrun(SCRIPT, path) as process:
+        while not list((tmp_path / "out").glob("checkpoint-*/digests.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        with torchrun(SCRIPT, path) as second:
+            _, err = second.communicate(timeout=600)
+        assert second.returncode != 0 and err.count("another run is writing to this folder") == 1
+        assert process.poll() is None
+        process.kill()  # the launcher alone
+        process.communicate(timeout=600)  # which ends when nobody holds its pipes any more
+    seen = max(step_of(folder) for folder in checkpoints_in(str(tmp_path / "out")))
+    with torchrun(SCRIPT, path, f"--max_steps={seen + 1}") as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "resuming from" in out and (tmp_path / "out" / "trainer_state.json").is_file()

@@ -18,12 +18,14 @@ from tiny_reward_models import tiny_deberta, tiny_encoder
 REWARD = {"beta": None, "gamma_beta_ratio": None, "max_prompt_length": None, "bf16": False}
 
 
-def test_a_reward_model_learns_and_scores(config, tmp_path, monkeypatch):
+def test_a_reward_model_learns_and_scores(config, tmp_path, monkeypatch, capsys):
     path = config(**REWARD, max_steps=25, do_eval=True, dataset_splits=["train", "test"])
     monkeypatch.setattr(sys, "argv", ["run_reward.py", path])
     main()
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_accuracy"] > 0.9
+    main()
+    assert "holds this run, finished" in capsys.readouterr().out
     monkeypatch.syspath_prepend(str(ROOT / "on_policy_data_gen"))
     from rewards import load_reward_model
 

@@ -33,7 +33,7 @@ def sft_config(config, tmp_path):
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_sft_learns_with_one_bos(sft_config, tmp_path, monkeypatch, adds_bos):
+def test_sft_learns_with_one_bos(sft_config, tmp_path, monkeypatch, capsys, adds_bos):
     from trl import SFTTrainer
 
     import run_sft
@@ -50,6 +50,8 @@ def test_sft_learns_with_one_bos(sft_config, tmp_path, monkeypatch, adds_bos):
     steps = [entry["loss"] for entry in history if "loss" in entry]
     assert steps[-1] < 0.6 * steps[0]
     assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "README.md").exists()
+    run_sft.main()
+    assert len(kept) == 1 and "holds this run, finished" in capsys.readouterr().out
 
 
 def test_completion_only_loss_masks_all_but_the_answer(sft_config, monkeypatch):

@@ -4,14 +4,15 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, losses, run_script
+from conftest import CACHE, ROOT, losses, run_script
 from recorded import check_recorded_run
-from tiny_models import tiny_model
 
 import run_simpo
 import run_wpo
+from tiny_models import tiny_model
 
 SCRIPT = str(ROOT / "scripts" / "run_wpo.py")
 
@@ -88,6 +89,32 @@ def test_stale_precomputed_values_are_not_used(wpo, tmp_path, monkeypatch):
     tiny_model(tmp_path / "model", seed=5)  # other weights under the same name
     os.utime(tmp_path / "model" / "model.safetensors", ns=(1, 1))
     assert loaded() == 2 and loaded() == 1
+
+
+TEARS = {
+    "zeros": lambda path: path.write_bytes(path.read_bytes()[:-40] + bytes(40)),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: path.write_bytes(b""),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("kind", TEARS)
+def test_torn_precomputed_values_are_computed_again(wpo, tmp_path, monkeypatch, capsys, kind):
+    model = tiny_model(tmp_path / "model")  # of this test: so are the values
+    path = wpo(model_name_or_path=model, precompute_ref_log_probs=True, max_steps=1)
+    kept = Path(CACHE) / "ref_logps"
+    before = set(kept.rglob("*.safetensors"))
+    run(monkeypatch, path, f"--output_dir={tmp_path / 'computed'}")
+    (file,) = set(kept.rglob("*.safetensors")) - before
+    TEARS[kind](file)
+    loads = count_loads(monkeypatch)
+    run(monkeypatch, path, f"--output_dir={tmp_path / 'again'}")
+    assert f"{file} is torn: its reference log-probabilities are computed again" in capsys.readouterr().err
+    run(monkeypatch, path, f"--output_dir={tmp_path / 'read'}")
+    assert loads == [model] * 3  # policy and reference, then the policy only
+    first, *others = (losses(tmp_path / name)[0] for name in ("computed", "again", "read"))
+    assert all(other["loss"] == first["loss"] and other["grad_norm"] == first["grad_norm"] for other in others)
 
 
 def test_first_loss_and_weights(wpo, tmp_path, monkeypatch, capsys):

@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.console import UserError, say, warn
-from simpo.files import content_digest, flush_to_disk, write_json
+from simpo.files import content_digest, flush_to_disk, set_aside, write_json
 
 DIGESTS = "digests.json"
 STATE = "trainer_state.json"
+WRITTEN = {".json", ".jsonl", ".jinja", ".safetensors", ".pt", ".pth", ".bin"}
 THREADS = 8  # files read at a time
 
 
@@ -83,6 +84,13 @@ def checkpoint_flaw(folder: Path) -> str | None:
         return next(iter(torn_files(folder)), None)
     if read_state(folder) is None:
         return f"{STATE} is missing or torn"
+    if flaw := json_flaw(folder):
+        return flaw
+    return weights_flaw(folder)
+
+
+def json_flaw(folder: Path) -> str | None:
+    """Say which of a folder's JSON files is torn, or which file that an index names is missing."""
     for file in folder.glob("*.json"):
         try:
             content = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -91,7 +99,14 @@ def checkpoint_flaw(folder: Path) -> str | None:
             return f"{file.name} is torn"
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             return f"{missing[0]} is missing"
-    return weights_flaw(folder)
+    return None
+
+
+def set_folders_aside(folder: Path) -> None:
+    """Clear the places of files that are to be written in a folder: no library can write where a folder stands."""
+    for path in folder.glob("*"):
+        if path.is_dir() and path.suffix in WRITTEN:
+            set_aside(path, "is a folder")
 
 
 def weights_flaw(folder: Path) -> str | None:
@@ -142,6 +157,7 @@ def get_checkpoint(training_args: TrainingArguments) -> str | None:
             flaw = "the run was stopped while saving it" if older else None
         if flaw:
             warn(f"skipping {folder}: {flaw}")
+            set_folders_aside(folder)
             continue
         say(f"resuming from {folder}")
         return str(folder)

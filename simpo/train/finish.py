@@ -12,7 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say
 from simpo.files import put_in_place, write_json
-from simpo.train.checkpoints import STATE, WholeCheckpoints
+from simpo.train.checkpoints import STATE, WholeCheckpoints, set_folders_aside
+from simpo.train.generations import mend_generations
 from simpo.train.rerun import mark_finished, settings_of, write_run_config
 from simpo.train.run import run_identity
 from simpo.train.trainer import PreferenceTrainer
@@ -20,7 +21,8 @@ from simpo.train.trainer import PreferenceTrainer
 # What transformers counts from the resume on, not over the whole run.
 SINCE_RESUME = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
-TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "Parent directory")  # in torch.save's RuntimeErrors
+# In what torch.save and the tokenizers raise about a disk: a RuntimeError, an Exception.
+NO_TYPE = ("inline_container", "PytorchStreamWriter", "Parent directory", "(os error ")
 
 
 def train_and_save(
@@ -51,6 +53,9 @@ def train_and_save(
     trainer.add_callback(NoFurtherStep(trainer))
     with writing_below(folder):
         if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            set_folders_aside(folder)
+            mend_generations(folder)
             write_run_config(args, run_identity(model_args, objective), settings)
             if isinstance(trainer, PreferenceTrainer):
                 write_json(folder / "data_report.json", {k: asdict(v) for k, v in trainer.data_reports.items()})
@@ -133,10 +138,8 @@ def writing_below(folder: Path) -> Iterator[None]:
     """Turn what a disk does to the libraries that write checkpoints and models into one line that names the folder."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and not any(words in str(error) for words in NO_TYPE):
+            raise
         place, what = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
         raise UserError(f"{place}: {what}; mend that and run the same command again") from error
-    except RuntimeError as error:
-        if not any(name in str(error) for name in TORCH_WRITER):
-            raise
-        raise UserError(f"{folder}: cannot be written: {error}; mend that and run the same command again") from error

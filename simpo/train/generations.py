@@ -7,6 +7,8 @@ from transformers import Trainer
 
 from simpo.files import read_own_rows, write_rows
 
+GENERATIONS = "generations.jsonl"
+FIELDS = {"step": int, "prompt": str, "generation": str}
 PROMPTS = 4
 NEW_TOKENS = 256
 
@@ -40,6 +42,13 @@ def write_generations(trainer: Trainer) -> None:
         now = trainer.state.global_step
         history = trainer.state.log_history
         evaluated = {entry["step"] for entry in history if any(key.startswith("eval_") for key in entry)}
-        path = Path(trainer.args.output_dir) / "generations.jsonl"
-        earlier = read_own_rows(path, {"step": int, "prompt": str, "generation": str})
+        path = Path(trainer.args.output_dir) / GENERATIONS
+        earlier = read_own_rows(path, FIELDS)
         write_rows(path, [row for row in earlier if row["step"] in evaluated - {now}] + lines)
+
+
+def mend_generations(folder: Path) -> None:
+    """Keep the whole lines of an earlier run's file, if it is torn."""
+    rows = read_own_rows(folder / GENERATIONS, FIELDS)
+    if rows and not (folder / GENERATIONS).exists():  # set aside
+        write_rows(folder / GENERATIONS, rows)

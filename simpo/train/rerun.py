@@ -13,13 +13,14 @@ from transformers import TrainingArguments
 from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import Done, UserError, hold, is_main_process, warn
-from simpo.files import read_own, whole_file
+from simpo.files import flush_to_disk, read_own, whole_file
 from simpo.folder import lock_folder, shorten
 from simpo.train.checkpoints import (
     DIGESTS,
     STATE,
     checkpoints_in,
     get_checkpoint,
+    json_flaw,
     read_state,
     torn_files,
     weights_flaw,
@@ -105,6 +106,9 @@ def from_main_process(decide: Callable[[], T]) -> T:
 
 def mark_finished(folder: Path) -> None:
     """Record what makes a finished run's result: the last thing that a run writes."""
+    for path in folder.iterdir():
+        if path.is_file():
+            flush_to_disk(path)
     write_digests(folder, *WEIGHTS, *RESULTS)
 
 
@@ -113,7 +117,7 @@ def is_finished(folder: Path) -> bool:
     if not (folder / DIGESTS).exists():  # of an older version: its trainer's state came last
         state = read_state(folder)
         return state is not None and 0 < state.get("max_steps", 0) <= state["global_step"] and not weights_flaw(folder)
-    torn = torn_files(folder)
+    torn = torn_files(folder) or [flaw for flaw in [json_flaw(folder)] if flaw]
     if not torn:
         return True
     newest = next((state for path in checkpoints_in(str(folder)) if (state := read_state(path))), {})
