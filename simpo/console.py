@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 T = TypeVar("T")
 
 FAILED, INTERRUPTED = 2, 130
+LONGEST_LINE = 1000  # characters of an error
 GRACE = 5  # seconds in which the launcher ends the other processes, when one has failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Whose own errors speak of what they were given to read or to reach; any other error is a fault of this program.
@@ -113,7 +114,10 @@ def complain(message: str, error: BaseException) -> None:
     if not is_main_process():
         time.sleep(GRACE)
         message = f"process {os.environ['RANK']}: {message}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    message = " ".join(message.split())
+    if len(message) > LONGEST_LINE:  # a library that repeats what it was given, or adds its own stack
+        message = f"{message[: LONGEST_LINE // 2]} ... {message[-LONGEST_LINE // 4 :]}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def leave(status: int) -> None:

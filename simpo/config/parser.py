@@ -1,10 +1,12 @@
 """The parser of `script.py [config.yaml] [--key=value] ...`: strict, every value checked against its field."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -15,6 +17,8 @@ from simpo.config.values import check_choice, check_type
 from simpo.console import UserError, warn
 
 COMMAND_LINE = "command line"
+# what libraries raise about a setting, each in its own way: files that it names, keys of a nested one, packages
+REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError, OSError, AttributeError, LookupError)
 
 
 class H4ArgumentParser(HfArgumentParser):
@@ -77,9 +81,10 @@ class H4ArgumentParser(HfArgumentParser):
             }
             try:
                 outputs.append(cls(**checked))
-            # what the libraries refuse, each in its own way: files named by settings, unknown keys of nested settings
-            except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-                raise UserError(f"{given}: {error}") from error
+            except REFUSALS as error:
+                named = any(key in str(error) for key in checked)
+                key = None if named else culprit(checked, lambda kept, cls=cls: cls(**kept))
+                raise UserError(f"{given}: {f'{key}: ' if key else ''}{error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _modernize(self, values: dict[str, Any], sources: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -102,3 +107,15 @@ class H4ArgumentParser(HfArgumentParser):
         if notes:
             warn(f"old spellings read as today's: {'; '.join(notes)}")
         return new_values, {key: sources[origin] for key, origin in origins.items()}
+
+
+def culprit(settings: Mapping[str, Any], attempt: Callable[[dict[str, Any]], Any]) -> str | None:
+    """The setting without which the attempt succeeds, where a library does not say what it refuses."""
+    for key in settings:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                attempt({name: value for name, value in settings.items() if name != key})
+        except (*REFUSALS, UserError):
+            continue
+        return key
+    return None

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Literal
 import datasets
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.integrations import get_available_reporting_integrations
 
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, is_main_process, say, warn
@@ -19,20 +19,15 @@ from simpo.data.pairs import format_pairs
 from simpo.files import weights_digest
 from simpo.logps.attention import attention_name
 from simpo.logps.fused import choose_path
+from simpo.train.checks import check_settings
 from simpo.train.config import PreferenceConfig
 from simpo.train.model import model_identity
+from simpo.train.model_on_paper import check_resumed_adapters
 from simpo.train.rerun import take_up
 from simpo.train.trainer import PreferenceTrainer
 
-# Trained by the paper with 128 pairs per optimizer step, whatever the number of GPUs.
-PAPER_CONFIGS = {
-    "mistral-7b-base-simpo",
-    "mistral-7b-instruct-simpo",
-    "llama-3-8b-base-simpo",
-    "llama-3-8b-instruct-simpo",
-    "llama-3-8b-instruct-simpo-v2",
-    "gemma-2-9b-it-simpo",
-}
+# The published files (SimPO's, its baselines', WPO's): 128 pairs per optimizer step, whatever the number of GPUs.
+PAPER_CONFIGS = re.compile(r"(mistral-7b|llama-3-8b|gemma-2-9b)-(base|instruct|it)-\w+(-v2)?|mistral|llama3_instruct")
 PAPER_PAIRS_PER_STEP = 128
 
 
@@ -47,12 +42,7 @@ def start_run(
     """
     # torch's own deprecations, repeated by DeepSpeed in every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if model_args.model_name_or_path is None:
-        raise UserError("model_name_or_path: not given")
-    available = get_available_reporting_integrations()
-    for tracker in args.report_to:
-        if tracker not in available:
-            raise UserError(f"report_to: {tracker} is not installed: pip install {tracker}, or --report_to=none")
+    check_settings(model_args, data_args, args, objective)
     if isinstance(args, PreferenceConfig) and not model_args.use_peft:
         highest = args.declaration.highest_learning_rate
         if args.learning_rate > 2 * highest:
@@ -63,7 +53,9 @@ def start_run(
     if not is_main_process():
         datasets.disable_progress_bars()
     set_seed(args.seed)
-    return take_up(model_args, data_args, args, run_identity(model_args, objective))
+    checkpoint = take_up(model_args, data_args, args, run_identity(model_args, objective))
+    check_resumed_adapters(checkpoint, model_args)
+    return checkpoint
 
 
 def run_identity(model_args: ModelArguments, objective: str) -> dict[str, Any]:
@@ -73,7 +65,7 @@ def run_identity(model_args: ModelArguments, objective: str) -> dict[str, Any]:
         "model": model_identity(model_args.model_name_or_path),
         "weights": weights_digest(model_args.model_name_or_path),
         "use_peft": model_args.use_peft,
-    }
+    } | ({"lora_target_modules": model_args.lora_target_modules} if model_args.use_peft else {})
 
 
 def load_pairs(data_args: DataArguments, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
@@ -136,7 +128,7 @@ def show_summary(trainer: PreferenceTrainer) -> None:
     }
     say("\n".join(f"  {name:<12}{text}" for name, text in lines.items()))
     config = Path(sys.argv[1]).stem if len(sys.argv) > 1 else ""
-    if config in PAPER_CONFIGS and pairs_per_step != PAPER_PAIRS_PER_STEP:
+    if PAPER_CONFIGS.fullmatch(config) and pairs_per_step != PAPER_PAIRS_PER_STEP:
         warn(
             f"{pairs_per_step} pairs per optimizer step; the paper's results need {PAPER_PAIRS_PER_STEP}: "
             "adjust gradient_accumulation_steps"
