@@ -31,11 +31,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the merged weights (default: the base's)")
     args = parser.parse_args()
 
+    check_model(args.adapter, "adapter")
     if not is_adapter_model(args.adapter):
-        check_model(args.adapter, "adapter")
-        raise UserError(f"adapter: {args.adapter} is a whole model, not an adapter: there is nothing to merge")
+        raise UserError(f"adapter: {args.adapter} holds no adapter (no adapter_config.json can be read there)")
     if args.base_model:
-        check_model(args.adapter, "adapter")
         check_whole_model(args.base_model, "base_model")
         base, key = args.base_model, "base_model"
     else:

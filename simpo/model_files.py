@@ -50,7 +50,11 @@ def check_model(name: str, key: str) -> None:
         UserError: a file is missing, cut off, a Git LFS pointer or not JSON, or the weights are pickled.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise UserError(f"{key}: {name} is a file; name the model's folder")
     if not folder.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no name on the hub
+            raise UserError(f"{key}: there is no folder {name}")
         return
     adapter = is_adapter_folder(name)
     if not adapter and not (folder / "config.json").exists():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import generate
@@ -17,6 +16,7 @@ import merge
 from simpo.chat.template import TEMPLATES
 from simpo.console import UserError
 from simpo.engine.vllm import engine_settings
+from tiny_models import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(20)[None]
 
@@ -108,8 +108,11 @@ def test_a_base_that_moved_and_the_precision(model_folder, adapter, tmp_path, mo
 
 def test_what_cannot_be_merged(model_folder, adapter, tmp_path, fails):
     out = str(tmp_path / "whole")
-    assert "is a whole model, not an adapter" in fails(merge.main, model_folder, out)
+    assert "holds no adapter" in fails(merge.main, model_folder, out)
     assert "holds no model" in fails(merge.main, str(tmp_path), out)
+    assert "adapter: there is no folder" in fails(merge.main, str(tmp_path / "nowhere"), out)
+    assert "is a file; name the model's folder" in fails(merge.main, str(adapter / "adapter_config.json"), out)
+    assert "some/adapter holds no adapter" in fails(merge.main, "some/adapter", out)
     assert "holds output without a record" in fails(merge.main, str(adapter), model_folder)
     assert "invalid choice: 'int8'" in fails(merge.main, str(adapter), out, "--dtype", "int8")
     assert "output" in fails(merge.main, str(adapter))
@@ -167,7 +170,7 @@ def test_bad_questions(model_folder, fails, options, message):
 
 
 def test_bad_models(model_folder, tmp_path, fails):
-    assert "cannot load" in fails(generate.main, str(tmp_path / "nowhere"), "Hi")
+    assert "there is no folder" in fails(generate.main, str(tmp_path / "nowhere"), "Hi")
     broken = shutil.copytree(model_folder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "model.safetensors is a Git LFS pointer" in fails(generate.main, str(broken), "Hi")

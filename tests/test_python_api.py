@@ -7,7 +7,6 @@ import torch
 from conftest import make_pairs
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from alignment import (
@@ -26,6 +25,7 @@ from alignment import (
 from simpo.console import UserError
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
+from tiny_models import tiny_model, tiny_tokenizer
 
 
 def text_rows(tokenizer, count: int = 8) -> Dataset:
@@ -143,7 +143,8 @@ def test_bad_arguments(model_folder, tmp_path):
     refused("column chosen holds messages, not text: render them first", dataset=Dataset.from_list(make_pairs(4)))
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     refused("model_init_kwargs: only for a model given by name", model, model_init_kwargs={"torch_dtype": None})
-    refused("model_name_or_path: cannot load", str(tmp_path / "nowhere"))
+    refused("model_name_or_path: there is no folder", str(tmp_path / "nowhere"))
+    refused("model_name_or_path: cannot load", "no/where")
 
 
 def test_attributes_of_the_original_read_and_set_the_settings(model_folder, tmp_path):
