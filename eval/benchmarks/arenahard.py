@@ -70,13 +70,14 @@ class ArenaHard(Benchmark):
             raise UserError(f"{folder}: num_choices: Arena-Hard v0.1 judges one answer, found {answers['num_choices']}")
         endpoints = read_yaml(str(folder / "api_config.yaml"))
         models = answers.get("model_list") or list(endpoints)
-        if not isinstance(models, list) or len(models) != 1 or not isinstance(endpoints.get(models[0]), dict):
+        one = models[0] if isinstance(models, list) and len(models) == 1 else None
+        if not isinstance(one, str) or not isinstance(endpoints.get(one), dict):
             raise UserError(f"{folder}: model_list must name one model of api_config.yaml, found {models}")
-        chat_template = endpoints[models[0]].get("chat_template")
+        chat_template = endpoints[one].get("chat_template")
         if chat_template is not None and not (folder / str(chat_template)).is_file():
             raise UserError(f"{folder}: chat_template: there is no file {folder / str(chat_template)}")
         return Settings(
-            name=str(models[0]),
+            name=one,
             decoding=checked(str(folder), {key: answers[key] for key in sampling if key in answers}),
             chat_template=chat_template and str(folder / chat_template),
         )
