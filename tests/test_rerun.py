@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, losses, run_script
+from conftest import CACHE, ROOT, losses, make_pairs, run_script, write_jsonl
 from crashes import stops_of
 from safetensors.torch import load_file
 from transformers import Trainer
@@ -285,6 +285,22 @@ def test_after_a_resume_no_rate_of_a_part_stands_for_the_whole(finished, run, tm
         before, after = ((folder / name).read_text() for folder in (whole, out))
         assert "train_loss" in before and "train_runtime" in before
         assert not any(f'"{rate}"' in after for rate in SINCE_RESUME)
+
+
+@pytest.mark.parametrize("tear", [zeros_in_the_middle, TEARS["empty"], lambda path: os.truncate(path, 900)])
+def test_torn_caches_of_the_data_are_made_again(config, run, tmp_path, capsys, tear):
+    write_jsonl(tmp_path / "pairs" / "train.jsonl", make_pairs(8, offset=os.getpid()))
+    path = config(dataset_mixer={str(tmp_path / "pairs"): 1.0}, dataset_splits=["train"], max_steps=1)
+    before = set(Path(CACHE).rglob("*.arrow"))
+    run(path)
+    made = set(Path(CACHE).rglob("*.arrow")) - before
+    assert len(made) >= 3  # as read, as text, as tokens
+    for number, file in enumerate(sorted(made)):
+        tear(file)
+        capsys.readouterr()
+        run(path, f"--output_dir={tmp_path / str(number)}")
+        assert "is torn: made again" in capsys.readouterr().err
+        assert losses(tmp_path / str(number)) == losses(tmp_path / "out")
 
 
 # ---- disks, locks, launchers -------------------------------------------------------------------------------------

@@ -4,13 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Json, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DownloadMode,
+    Features,
+    Json,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 
 from simpo.chat.rows import clean_messages, read_tools, split_pair
 from simpo.config import DataArguments
 from simpo.console import UserError, warn
+from simpo.data.cache import from_cache
 from simpo.data.mapping import map_rows
 
 COLUMNS_TO_KEEP = ["messages", "chosen", "rejected", "prompt", "completion", "label", "system", "tools"]
@@ -102,7 +113,9 @@ def load_rows(
                 raise UserError(f"{where}: no rows")
             parts[kind][where] = dataset
     mixed = {kind: mix(datasets, num_proc) for kind, datasets in parts.items() if datasets}
-    return DatasetDict({k: d.shuffle(seed=SHUFFLE_SEED) if shuffle else d for k, d in mixed.items()})
+    return DatasetDict(
+        {k: d.shuffle(seed=SHUFFLE_SEED, keep_in_memory=True) if shuffle else d for k, d in mixed.items()}
+    )
 
 
 def mix(datasets: Mapping[str, Dataset], num_proc: int | None) -> Dataset:
@@ -199,7 +212,8 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
         elif (folder / split / "state.json").is_file():
             return load_from_disk(str(folder / split))
         else:
-            return load_dataset(name, config, split=split)
+            mode = {True: None, False: DownloadMode.FORCE_REDOWNLOAD}
+            return from_cache(lambda cached: load_dataset(name, config, split=split, download_mode=mode[cached]))
     except (DatasetNotFoundError, FileNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise UserError(
             f"{key}: {name} is neither a folder with data files nor a dataset that can be reached on the hub"

@@ -12,6 +12,8 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from simpo.data.cache import from_cache
+
 CODE = Path(__file__).parent.parent  # whose folders chat and data turn rows into tokens
 
 
@@ -31,12 +33,11 @@ def map_rows(
     num_proc = min(num_proc or 1, max(1, len(dataset) // 1000))  # a batch of `map` for each, at least
     if num_proc > 1:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process, and no warning after each fork
-    return dataset.map(
-        function,
-        num_proc=num_proc if num_proc > 1 else None,
-        new_fingerprint=Hasher.hash((dataset._fingerprint, key, code_version())),
-        **kwargs,
-    )
+    kwargs |= {
+        "num_proc": num_proc if num_proc > 1 else None,
+        "new_fingerprint": Hasher.hash((dataset._fingerprint, key, code_version())),
+    }
+    return from_cache(lambda cached: dataset.map(function, load_from_cache_file=cached, **kwargs))
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
