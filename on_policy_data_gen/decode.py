@@ -19,18 +19,15 @@ every prompt of a seed the same noise (`--shared_seed`).
 """
 
 import math
-import multiprocessing
 import os
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from candidates import MADE
-from conversations import Prompt, prompt_text, to_json, to_messages
+from conversations import Prompt, prompt_text, to_messages
 from decoded import (
-    FIELDS,
     SKIPPED,
     Done,
     finished_responses,
@@ -40,13 +37,14 @@ from decoded import (
     write_outputs,
     write_skipped,
 )
+from engines import run_engines
 from prompts import load_prompts
 from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
-from simpo.engine.vllm import Request, context_length, engine_settings, generate, noise_seed, start_engine
+from simpo.engine.vllm import Request, context_length, engine_settings, noise_seed
 from simpo.files import weights_digest
-from simpo.folder import Journal, check_settings, lock_folder, recorded_settings
+from simpo.folder import check_settings, lock_folder, recorded_settings
 
 SETTINGS = "decode_settings.json"
 
@@ -159,7 +157,8 @@ def decode(args: DecodeArguments, prompts: dict[Prompt, dict[str, Any]], tokeniz
         write_skipped(folder, prompts, skipped)
         formatted = {prompt: value for prompt, value in formatted.items() if prompt not in refused}
         if requests := make_requests(args, formatted, done):
-            run_engines(args, engine, requests, formatted)
+            texts = {prompt: text for prompt, (text, _) in formatted.items()}
+            run_engines(folder, engine, args.data_parallel_size, requests, texts)
     write_skipped(folder, prompts, skipped)
     write_outputs(folder, {p: columns for p, columns in prompts.items() if p not in skipped}, args.seed)
 
@@ -245,76 +244,6 @@ def make_requests(
         for seed in args.seed
         if prompt not in done[seed]
     ]
-
-
-def run_engines(
-    args: DecodeArguments,
-    engine: dict[str, Any],
-    requests: list[Request],
-    formatted: dict[Prompt, tuple[str, list[int]]],
-) -> None:
-    """Run one engine here, or data_parallel_size engines in processes of their own.
-
-    Raises:
-        UserError: too few GPUs, or an engine's process stopped.
-    """
-    texts = {prompt: text for prompt, (text, _) in formatted.items()}
-    count = args.data_parallel_size
-    if count == 1:
-        return run_engine(0, args, engine, requests, texts)
-    environments = engine_environments(count, args.tensor_parallel_size)
-    spawn, processes = multiprocessing.get_context("spawn"), []
-    for rank in range(count):
-        os.environ.update(environments[rank])  # inherited, because it must be there before torch is imported
-        processes.append(spawn.Process(target=run_child, args=(rank, args, engine, requests[rank::count], texts)))
-        processes[-1].start()
-    for process in processes:
-        process.join()
-    if failed := [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]:
-        raise UserError(f"engine {', '.join(failed)} of {count} stopped (see above); the same command continues")
-
-
-def engine_environments(count: int, gpus_each: int) -> list[dict[str, str]]:
-    """Environment variables that give each of `count` engines its own GPUs, or its share of the CPU's threads.
-
-    Raises:
-        UserError: there are fewer GPUs than the engines need.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus == 0:
-        return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}] * count
-    if gpus < count * gpus_each:
-        raise UserError(f"data_parallel_size {count} x tensor_parallel_size {gpus_each} needs more than {gpus} GPUs")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(names[r * gpus_each : (r + 1) * gpus_each])} for r in range(count)]
-
-
-def run_child(*job: Any) -> None:
-    """An engine's own process: ends with its parent, so that no orphan writes beside the next run."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    command(lambda: run_engine(*job))()
-
-
-def run_engine(
-    rank: int, args: DecodeArguments, engine: dict[str, Any], requests: list[Request], texts: dict[Prompt, str]
-) -> None:
-    """Answer the requests; append each response to its seed's journal as it finishes."""
-    from tqdm import tqdm
-
-    journals = {seed: Journal(Path(args.output_dir), f"output_{seed}.{rank}.jsonl") for seed in args.seed}
-    llm, tokens = start_engine(engine), 0
-    with tqdm(total=len(requests), desc=f"engine {rank}", unit="response", position=rank, smoothing=0) as bar:
-        for response in generate(llm, requests):
-            seed, prompt = response.key
-            answer = (response.text, response.finish_reason, response.num_tokens)
-            journals[seed].append(dict(zip(FIELDS, (to_json(prompt), texts[prompt], *answer), strict=True)))
-            tokens += response.num_tokens
-            bar.update()
-            bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
 
 
 if __name__ == "__main__":

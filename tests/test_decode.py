@@ -16,16 +16,18 @@ import pytest
 import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from crashes import stops_of
-from tiny_models import tiny_llama, tiny_tokenizer
 
 import decode
-from decode import DecodeArguments, engine_environments, format_prompts, load_tokenizer, main
+import engines
+from decode import DecodeArguments, format_prompts, load_tokenizer, main
 from decoded import finished_responses
+from engines import engine_environments
 from prompts import load_prompts
 from simpo.console import UserError
 from simpo.engine.vllm import Response, engine_settings, noise_seed, start_engine
 from simpo.files import read_rows
 from simpo.folder import Journal, lock_folder
+from tiny_models import tiny_llama, tiny_tokenizer
 
 DECODE = str(ROOT / "on_policy_data_gen" / "decode.py")
 SEEDS = [13, 21, 42, 79, 100]
@@ -422,8 +424,8 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(decode, "engine_settings", lambda *args: {})
     monkeypatch.setattr(decode, "context_length", lambda settings: 200)
-    monkeypatch.setattr(decode, "start_engine", lambda settings: None)
-    monkeypatch.setattr(decode, "generate", generate)
+    monkeypatch.setattr(engines, "start_engine", lambda settings: None)
+    monkeypatch.setattr(engines, "generate", generate)
 
 
 def answer_prompts(monkeypatch, llama: str, folder: Path, prompts: list, *seeds: int, more: tuple = ()) -> dict:
@@ -450,7 +452,7 @@ def test_the_folder_follows_the_data(monkeypatch, recorded, llama, tmp_path, cap
     assert "output_2.json lacks 1 of the prompts: add --seed 2" in output.err
     assert "3 prompts x 1 seeds: 2 responses done before" in output.out
 
-    monkeypatch.setattr(decode, "generate", None)  # the earlier answers come back
+    monkeypatch.setattr(engines, "generate", None)  # the earlier answers come back
     assert answer_prompts(monkeypatch, llama, out, ["a", "b", "c"], 1, more=("--limit", "1")) == {
         "output_1.json": ["a"],
         "output_2.json": ["a"],
@@ -467,7 +469,7 @@ def test_conversations_are_answered(monkeypatch, recorded, llama, tmp_path):
     assert [row["prompt"] for row in rows] == ["Hi", turns]
     assert rows[1]["format_prompt"].count("<|eot_id|>") == 4 and "Be brief." in rows[1]["format_prompt"]
     assert rows[0]["generated_text"] == f"answer {noise_seed(1, 'Hi')}"
-    monkeypatch.setattr(decode, "generate", None)  # they are known again
+    monkeypatch.setattr(engines, "generate", None)  # they are known again
     answer_prompts(monkeypatch, llama, out, [turns, "Hi"], 1, 2)
 
 
@@ -552,14 +554,14 @@ def test_dry_run(monkeypatch, recorded, fails, llama, tmp_path, capsys):
 def test_kills_at_every_file_operation(monkeypatch, recorded, llama, tmp_path, again):
     """... of a first run, and of one after the data have changed: the same command then ends as if nothing had been."""
     out, asked = tmp_path / "out", []
-    recorded_generate = decode.generate
+    recorded_generate = engines.generate
 
     def generate(engine, requests):
         for response in recorded_generate(engine, requests):
             asked.append(response.key)
             yield response
 
-    monkeypatch.setattr(decode, "generate", generate)
+    monkeypatch.setattr(engines, "generate", generate)
     prompts = ["a", "b", TOO_LONG]
     if again:
         answer_prompts(monkeypatch, llama, out, ["b", "leak", "c"], 1, 2)
