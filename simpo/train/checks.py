@@ -110,7 +110,8 @@ def check_tracking(args: TrainingArguments) -> None:
     available = get_available_reporting_integrations()
     for tracker in args.report_to:
         if tracker not in available:
-            raise UserError(f"report_to: {brief(tracker)} is not installed: pip install it, or --report_to=none")
+            name = brief(tracker).strip("'")
+            raise UserError(f"report_to: {name} is not installed: pip install {name}, or --report_to=none")
 
 
 def check_evaluation(data_args: DataArguments, args: TrainingArguments) -> None:
