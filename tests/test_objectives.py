@@ -2,14 +2,12 @@
 
 import json
 import math
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
-import simpo.objectives
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError
 from simpo.objectives import get_objective, objective_names
@@ -277,15 +275,6 @@ def test_unknown_objectives_name_the_nearest():
 
 
 PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-
-
-def test_an_objective_is_one_file(tmp_path, monkeypatch):
-    """The page's example, as it stands."""
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "OBJECTIVE" in code]
-    (tmp_path / "exponential.py").write_text(example, encoding="utf-8")
-    monkeypatch.setattr(simpo.objectives, "__path__", [*simpo.objectives.__path__, str(tmp_path)])
-    assert "exponential" in objective_names()
-    assert get_objective("exponential").first_loss(SimpleNamespace(beta=3.0)) == 1
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
