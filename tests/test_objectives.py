@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -303,3 +304,17 @@ def test_the_objectives_own_configurations(path):
     assert "best" not in text and ("not tuned" in text or name == "cpo")
     published = {"ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic"}  # rows of the SimPO paper's table
     assert ("The SimPO paper's search" in text) == (name in published)
+
+
+def test_the_quickstarts_comparison_names_them_all():
+    folder = ROOT / "examples" / "quickstart"
+    script = (folder / "compare.sh").read_text(encoding="utf-8")
+    (names,) = re.findall(r'^all="(.*)"$', script, re.MULTILINE)
+    assert {*names.split()} == NAMES - {"simpo"}  # which run.sh trains with
+    options = dict(re.findall(r"\[(\w+)\]=(--\S+?)[ )]", script))
+    assert {"ipo", "orpo", "alphapo"} == {*options}
+    for name in names.split():
+        parser = H4ArgumentParser((ModelArguments, DataArguments, config_class(name)))
+        argv = [str(folder / "preference.yaml"), f"--objective={name}", *options.get(name, "").split()]
+        _, _, args = parser.parse(argv, {"use_cpu": True})
+        assert args.objective == name and args.learning_rate == 1e-4
