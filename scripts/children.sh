@@ -27,14 +27,19 @@ end_with_script() {
     trap 'exit 143' TERM
 }
 
-descendants() { # descendants PROCESS: the ids of all processes below it
-    ps -A -o pid= -o ppid= | awk -v top="$1" '
-        { parent[$1] = $2 }
+descendants() { # descendants PROCESS: the ids of all processes below it that are not over
+    cat /proc/[0-9]*/stat 2> /dev/null | awk -v top="$1" '
+        {
+            process = $1
+            sub(/^.*\) /, "") # the name, which may hold anything
+            parent[process] = $2
+            over[process] = $1 == "Z"
+        }
         END {
             for (process in parent)
                 for (above = parent[process]; above in parent; above = parent[above])
-                    if (above == top) { print process; break }
-        }'
+                    if (above == top) { if (!over[process]) print process; break }
+        }' || true
 }
 
 end_descendants() { # end_descendants PROCESS: all processes below it, and wait for them
@@ -46,7 +51,7 @@ end_descendants() { # end_descendants PROCESS: all processes below it, and wait 
     for ((tenths = 0; tenths < 100; tenths++)); do
         left=""
         for process in $processes; do
-            case $(ps -o stat= -p "$process") in "" | Z*) ;; *) left="$left $process" ;; esac
+            case $(cat "/proc/$process/stat" 2> /dev/null) in "" | *") Z "*) ;; *) left="$left $process" ;; esac
         done
         [ -n "$left" ] || return 0
         sleep 0.1

@@ -14,8 +14,7 @@ from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
 import make_data
-
-from parts import FAMILIES, Task, draw_distinct, draw_tasks, final_answer, is_correct, rambling, short
+from tasks import FAMILIES, Task, draw_distinct, draw_tasks, final_answer, is_correct, rambling, short
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 
