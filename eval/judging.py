@@ -39,7 +39,7 @@ class Replies:
         self.found = any(self.rows.values())
         if retry_failed:
             for task in judging.tasks:
-                if self.rows[task.key] and self.outcome(task).failed:
+                if self.rows[task.key] and self.is_done(task) and self.outcome(task).failed:
                     self.rows[task.key] = []
 
     def pending(self) -> list[Task]:

@@ -1,6 +1,7 @@
 """Template variables and the date: written into the template once, and kept when work goes on."""
 
 import json
+from datetime import date
 
 import pytest
 import yaml
@@ -61,6 +62,7 @@ def test_one_date(monkeypatch):
     assert fixed(DATED, keep_date({"strftime_now": "2026-01-02"}, variables)) == "02 Jan 2026|2026-01-02"
     assert fixed(DATED) == "25 Nov 2026|2026-11-25"
     assert fixed(tokenizer.chat_template) == "24 Nov 2026|2026-11-24"  # a trained model keeps the date of its training
+    assert keep_date({"strftime_now": date(2026, 1, 2)}, variables) == {"strftime_now": "2026-01-02"}  # YAML's reading
     assert keep_date(None, None) is None and keep_date(None, {"enable_thinking": False}) is None
 
 

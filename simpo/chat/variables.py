@@ -63,9 +63,10 @@ def fix_variables(
 
 
 def keep_date(variables: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The variables with the date of an earlier run, where that has recorded one and none is given."""
+    """The variables with the date of an earlier run, where that has recorded one and none is given; dates as text."""
     kept = {DATE: recorded[DATE]} if recorded and DATE in recorded else {}
-    return {**kept, **(variables or {})} or None
+    kept |= variables or {}
+    return {name: str(value) if isinstance(value, date) else value for name, value in kept.items()} or None
 
 
 def describe(variables: Mapping[str, Any] | None) -> str:

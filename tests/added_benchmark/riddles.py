@@ -1,7 +1,6 @@
 """Riddles: the judge says [[right]] or [[wrong]]; the score is the percentage of right answers."""
 
-from benchmarks.base import Benchmark
-from parts import Question, ScoreFiles, Task
+from benchmarks.base import Benchmark, Question, ScoreFiles, Task
 from records import Row, read_rows
 
 
