@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_golden import once
 from test_tokenization import sha
 
 
@@ -54,7 +53,6 @@ def check_recorded_run(shared, folder, monkeypatch, script, trainer_class: str, 
     expected_log, found_log = (
         [entry for entry in log if "train_loss" not in entry] for log in (record["trainer_log"], state["log_history"])
     )
-    expected_log = once(expected_log)
     assert len(found_log) == len(expected_log) > 20
     for expected, found in zip(expected_log, found_log, strict=True):
         for metric in expected:

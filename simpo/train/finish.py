@@ -90,7 +90,10 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:
-    """The evaluation of the model that is saved; the one made while training, if that was at its step."""
+    """The evaluation of the model that is saved; the one made while training, if that was at its step.
+
+    The log ends with it either way, as the original's does, which evaluates a second time.
+    """
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     step = state.best_global_step if best else state.global_step
@@ -98,7 +101,11 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
     for entry in state.log_history:
         if entry["step"] == step and any(name.startswith("eval_") for name in entry):
             metrics |= {name: value for name, value in entry.items() if name != "step"}
-    return (metrics or trainer.evaluate()) | {"eval_samples": len(trainer.eval_dataset)}
+    if metrics:
+        state.log_history.append(metrics | {"step": step})
+    else:
+        metrics = trainer.evaluate()
+    return metrics | {"eval_samples": len(trainer.eval_dataset)}
 
 
 def save_results(trainer: Trainer, folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
