@@ -128,7 +128,7 @@ def test_zero3_on_real_pairs(shared, config, tmp_path):
 def torchrun(*command: str, **kwargs) -> subprocess.Popen:
     """Two plain processes, in a process group of their own."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", *command]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(start, env=env, cwd=ROOT, **pipes, **kwargs)
 
