@@ -228,12 +228,23 @@ def test_context_is_used_where_the_template_takes_it():
     assert text["text_prompt"] == "sum|system:Be brief.|user: Hi there |assistant:add|tool:4"
     assert text["text_chosen"] == "|assistant: Hello. "
     tokenizer.chat_template = "{% for m in messages %}|{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="leaves out message 2"):  # the call, which has no content
+    with pytest.raises(UserError, match="leaves out the tool calls of message 2"):  # the empty system message is 0
         apply_chat_template(row, tokenizer, "simpo")
     tokenizer.chat_template = REFUSES
     row = {"prompt": [USER], "chosen": [ANSWER], "rejected": [NO], "system": "Be brief.", "tools": [{"name": "sum"}]}
     assert apply_chat_template(row, tokenizer, "simpo")["text_prompt"] == "<|user|> Hi there <|end|><|assistant|>"
     assert unused_context(["system", "tools", "chosen"], tokenizer) == ["system", "tools"]
+
+
+@pytest.mark.parametrize("content", [None, "", "I add."])
+def test_a_call_that_the_template_drops_is_no_answer(content):
+    """Also where the function's name is a word of the conversation, and where the answer has text beside the call."""
+    call = {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": {"name": "Hi"}}]}
+    with pytest.raises(UserError, match="leaves out the tool calls of message 1"):
+        apply_chat_template({"chosen": [USER, call], "rejected": [USER, NO]}, tiny_tokenizer(), "simpo")
+    with pytest.raises(UserError, match="message 1: its tool_calls are no list of calls"):
+        row = {"chosen": [USER, call | {"tool_calls": [{"function": "Hi"}]}], "rejected": [USER, NO]}
+        apply_chat_template(row, tiny_tokenizer(), "simpo")
 
 
 DROPS_THOUGHTS = (

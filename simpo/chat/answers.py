@@ -71,6 +71,8 @@ def render_whole(
     for number, message in enumerate(history):
         if not holds(text, message):
             raise UserError(f"the chat template leaves out message {number} (of role {message['role']!r})")
+    if (number := calls_left_out(tokenizer, messages, tools)) is not None:
+        raise UserError(f"the chat template leaves out the tool calls of message {number}")
     thoughts, rest = split_thinking(answer["content"] or "")
     if thoughts is None:
         if not holds(text, answer):
@@ -124,10 +126,34 @@ def renderings_of_thoughts(
 def holds(text: str, message: dict[str, Any]) -> bool:
     """Whether a rendered text holds a message's content, but for white space at its ends and thoughts before it."""
     content = message["content"]
-    if content is None:
-        names = (call.get("function", call).get("name", "") for call in message["tool_calls"])
-        return all(name in text for name in names)
+    if content is None:  # beside tool calls: see `calls_left_out`
+        return True
     if message["role"] == "assistant":
         content = split_thinking(content).answer
     content = content.strip()
     return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text  # some quote results of tools
+
+
+def calls_left_out(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: list[Any] | None = None
+) -> int | None:
+    """The number of the first message whose tool calls the template does not write; None: it writes all there are.
+
+    The functions are renamed for that: their own names may be words of the conversation.
+    """
+    marks = {number: uuid4().hex for number, message in enumerate(messages) if message.get("tool_calls")}
+    if not marks:
+        return None
+    marked = list(messages)
+    for number, mark in marks.items():
+        calls = [rename(call, f"{mark}{position}") for position, call in enumerate(messages[number]["tool_calls"])]
+        marked[number] = messages[number] | {"tool_calls": calls}
+    text = render(tokenizer, marked, tools=tools)
+    for number, mark in marks.items():
+        if not all(f"{mark}{position}" in text for position in range(len(messages[number]["tool_calls"]))):
+            return number
+    return None
+
+
+def rename(call: dict[str, Any], name: str) -> dict[str, Any]:
+    return call | ({"function": call["function"] | {"name": name}} if "function" in call else {"name": name})

@@ -28,11 +28,20 @@ def clean_messages(value: Any, column: str) -> Messages:
         role, content = message["role"], message["content"]
         if not isinstance(role, str):
             raise UserError(f"{where}: its role is no text")
+        if not are_calls(message.get("tool_calls")):
+            raise UserError(f"{where}: its tool_calls are no list of calls")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             kind = "null" if content is None else "a list of parts" if isinstance(content, list) else "no text"
             raise UserError(f"{where}: its content is {kind}")
         messages.append({"role": role, "content": content, **without_nulls(dict(message))})
     return messages
+
+
+def are_calls(value: Any) -> bool:
+    """Whether a message's `tool_calls` are calls, or none."""
+    return isinstance(value, list | None) and all(
+        isinstance(call, Mapping) and isinstance(call.get("function"), Mapping | None) for call in value or []
+    )
 
 
 def without_nulls(value: Any) -> Any:
