@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, losses, make_pairs, run_script, write_jsonl
 from recorded import check_recorded_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, tiny_tokenizer
 
 import run_simpo
@@ -226,6 +226,17 @@ def test_refused_models(config, fails, tmp_path):
     nothing = tiny_model(tmp_path / "nothing", tokenizer=bare)
     assert "neither a pad nor an EOS token" in fails(main, config(model_name_or_path=nothing))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_became_nan_ends(config, fails, tmp_path):
+    """transformers would log a loss of 0, train on, and save the ruined weights."""
+    folder = Path(tiny_model(tmp_path / "ruined"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    error = fails(main, config(model_name_or_path=str(folder), logging_steps=1, save_strategy="steps", save_steps=1))
+    assert "the gradient of step 1 is not finite (nan)" in error
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
 def test_no_pair_left(config, fails, tmp_path):

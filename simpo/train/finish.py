@@ -1,5 +1,6 @@
 """Training itself, and what a finished run leaves: every file of it is there when the last one is written."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError, say
@@ -51,6 +52,7 @@ def train_and_save(
     settings = settings_of(model_args, data_args, args)
     trainer.add_callback(WholeCheckpoints(trainer))
     trainer.add_callback(NoFurtherStep(trainer))
+    trainer.add_callback(StopAtNaN())
     with writing_below(folder):
         if trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,23 @@ def train_and_save(
 
 def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
     """Train; return the metrics of the whole run, and leave out what is known of its last part only."""
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    try:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    finally:
+        close_bars(trainer)
     if checkpoint is not None:
         for part in (metrics, trainer.state.log_history[-1]):
             for name in SINCE_RESUME:
                 part.pop(name, None)
     return metrics | {"train_samples": len(trainer.train_dataset)}
+
+
+def close_bars(trainer: Trainer) -> None:
+    """End the progress bars that an error left open, or its line would go on from theirs."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback):
+            for bar in filter(None, (callback.training_bar, callback.prediction_bar)):
+                bar.close()
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:
@@ -138,6 +151,29 @@ class NoFurtherStep(TrainerCallback):
 
     def stop(self, **kwargs: Any) -> None:
         self.trainer.control.should_training_stop = True
+
+
+class StopAtNaN(TrainerCallback):
+    """Ends a run whose weights a step has ruined: with a gradient that is not finite, all of them become NaN.
+
+    transformers trains on, and logs a loss of 0. Under fp16 its scaler leaves such steps out.
+    """
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        norm = (logs or {}).get("grad_norm")
+        if norm is not None and not math.isfinite(norm) and not args.fp16:
+            raise UserError(
+                f"the gradient of step {state.global_step} is not finite ({norm:g}), and the weights are ruined: see "
+                "that the model answers sensibly before it is trained, lower learning_rate, and start from a "
+                "checkpoint of before it"
+            )
 
 
 @contextmanager
