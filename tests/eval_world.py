@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT, run_script, write_jsonl
+
 from tiny_models import tiny_model, tiny_tokenizer
 
 EVAL = ROOT / "eval"

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -16,6 +15,7 @@ from simpo.logps.attention import BRANCHED, Pieces, attending_by_spans, attentio
 from simpo.logps.fused import FastPath, choose_path, fast_logps
 from simpo.logps.plain import plain_logps
 from simpo.train.config import config_class
+from tiny_models import tiny_model
 
 PATH = FastPath(True, True, True)
 

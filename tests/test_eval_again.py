@@ -15,11 +15,11 @@ from conftest import write_jsonl
 from crashes import contents, stops_of
 from judge_server import FOR_A_WHILE, KEY, serving
 from judge_world import judge_files
-from tiny_models import tiny_tokenizer
 
 import generate_answers
 import judge
 from simpo.engine.vllm import Response
+from tiny_models import tiny_tokenizer
 
 QUESTIONS = [{"question_id": f"q{i}", "cluster": "c", "turns": [{"content": f"Ask {i}?"}]} for i in range(4)]
 VERDICTS = ["A>>B", "A>B", "A=B", "B>A", "B>>A"]

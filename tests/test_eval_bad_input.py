@@ -8,10 +8,10 @@ import yaml
 from conftest import run_script, write_jsonl
 from judge_server import KEY, preference_reply, serving
 from judge_world import ALPACA, ARENA, MT, answers, judge_files, outputs
-from tiny_models import tiny_tokenizer
 
 import generate_answers
 import judge
+from tiny_models import tiny_tokenizer
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from run_simpo import main
 from simpo.config import DataArguments, ModelArguments
 from simpo.model_files import safetensors_flaw
 from simpo.train.model import get_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4976698672\n"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, losses, run_script, write_jsonl
+
 from tiny_models import tiny_llama
 from tiny_reward_models import tiny_armorm
 

@@ -56,7 +56,7 @@ def result(folder: Path) -> dict:
     state = json.loads((folder / "trainer_state.json").read_text())
     reports = {p.name: without_rates(json.loads(p.read_text())) for p in folder.glob("*_results.json")}
     # digests.json: all else is there a moment before it is, and such a run is finished too
-    names = sorted({p.name for p in folder.iterdir()} - {".lock", "digests.json"})
+    names = sorted({p.name for p in folder.iterdir()} - {".lock", "digests.json", "digests.json.tmp"})
     return {"weights": weights, "history": without_rates(state["log_history"]), "files": names} | reports
 
 

@@ -6,6 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+import rewards
+from rewards import Options, load_reward_model
+from rewards.armorm import ArmoRM, gating_position
+from rewards.base import CannotScore
+from rewards.batches import make_batches
+from rewards.pairrm import PairRMSource
+from simpo.console import UserError
 from tiny_models import tiny_tokenizer
 from tiny_reward_models import (
     DECODERS,
@@ -17,15 +26,6 @@ from tiny_reward_models import (
     tiny_encoder,
     tiny_pairrm,
 )
-from transformers import AutoModelForSequenceClassification
-
-import rewards
-from rewards import Options, load_reward_model
-from rewards.armorm import ArmoRM, gating_position
-from rewards.base import CannotScore
-from rewards.batches import make_batches
-from rewards.pairrm import PairRMSource
-from simpo.console import UserError
 
 PROMPT = "What is the capital of France?"
 RESPONSES = ["Paris.", "It is Lyon, I think, or maybe Nice. Who knows?", "The capital of France is Paris. " * 3, ""]

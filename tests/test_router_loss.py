@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import make_pairs
 from datasets import Dataset, DatasetDict
-from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from simpo.config import DataArguments
@@ -12,6 +11,7 @@ from simpo.console import UserError
 from simpo.data.pairs import format_pairs
 from simpo_config import SimPOConfig
 from simpo_trainer import SimPOTrainer
+from tiny_models import tiny_model
 
 COEFFICIENT = 3.0
 

@@ -15,10 +15,10 @@ import yaml
 from conftest import ROOT, losses, make_pairs, run_script, write_jsonl
 from recorded import check_recorded_run
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tiny_tokenizer
 
 import run_simpo
 from run_simpo import main
+from tiny_models import tiny_model, tiny_tokenizer
 
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
 

@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
 from transformers import AutoTokenizer
 
 from simpo.chat.format import apply_chat_template
 from simpo.chat.template import resolve_chat_template
 from simpo.console import UserError
 from simpo.data.tokenize import PairTokenizer, PreferenceCollator
+from tiny_models import tiny_tokenizer
 
 BOS, EOS = 0, 3  # of the tiny tokenizer
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import trl
-from tiny_models import tiny_tokenizer
 
 from simpo.chat.format import format_pair
 from simpo.chat.ids import ContentGuard, chat_ids
 from simpo.chat.template import render
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError
+from tiny_models import tiny_tokenizer
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 VENDORS = {p.stem: p.read_text() for p in sorted(FOLDER.glob("*.jinja")) if not p.stem.endswith("_training")}

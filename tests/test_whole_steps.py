@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_python_api import settings, text_rows
-from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from simpo.console import UserError
 from simpo_trainer import SimPOTrainer
+from tiny_models import tiny_tokenizer
 
 ROWS = 24  # 12 micro-batches of 2: with 5 a step, two are over
 
