@@ -285,11 +285,12 @@ class Judge:
         """
         choices = content.get("choices") if isinstance(content, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
+        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+        if reason == "content_filter":  # the message may be missing
+            raise Refusal("content filter: finish_reason content_filter", filtered=True)
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             raise Trouble("garbled", f"a reply without choices ({shorten(json.dumps(content), 120)})")
-        message, reason = choice["message"], choice.get("finish_reason")
-        if reason == "content_filter":
-            raise Refusal("content filter: finish_reason content_filter", filtered=True)
+        message = choice["message"]
         thoughts = message.get("reasoning_content") or message.get("reasoning")
         reply = {"content": text_of(message), "finish_reason": reason}
         reply |= {"reasoning": mended(thoughts)} if isinstance(thoughts, str) and thoughts else {}

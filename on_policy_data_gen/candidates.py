@@ -65,7 +65,7 @@ def read_row(row: Any) -> dict[str, Any]:
         raise ValueError(f"the prompt {error}") from error
     responses, scores = row.get("all_generated_responses"), row.get("all_rm_scores")
     if responses is None:
-        responses = [last_answer(row[side]) for side in ("chosen", "rejected")]
+        responses = [last_answer(row.get(side)) for side in ("chosen", "rejected")]
         scores = [row.get(f"score_{side}") for side in ("chosen", "rejected")]
     responses = responses if isinstance(responses, list) else []
     good = [i for i, response in enumerate(responses) if is_text(response)]

@@ -32,6 +32,7 @@ FAULTS: dict[str, tuple[int, Any]] = {
     "gateway": (502, "<html><body>Bad gateway</body></html>"),
     "filter": (400, error("The response was filtered by the content management policy.", code="content_filter")),
     "filter in 200": (200, {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}),
+    "filter, no message": (200, {"choices": [{"message": None, "finish_reason": "content_filter"}]}),
     "declined": (200, {"choices": [{"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}]}),
     "flagged": (403, error("Your input was flagged by moderation", code=403)),
     "too long": (400, error("This model's maximum context length is 8192 tokens.", code="context_length_exceeded")),

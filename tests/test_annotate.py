@@ -252,13 +252,14 @@ def test_cut_by_max_length_is_counted(monkeypatch, tmp_path, capsys):
 def test_rows_and_responses_left_out(monkeypatch, tmp_path, armorm, capsys):
     rows = [(f"p{i}", answers("a", "b c")) for i in range(3)]
     bad = [("", answers("a", "b")), ("q", answers("a")), ("\ud800", answers("a", "b")), {"prompt": "r"}]
+    bad += [{"prompt": "u", "all_generated_responses": None}]
     odd = [("s", answers("a", None, "b c", "\udfff")), ("p0", answers("d e f", "g"))]
     path = write_rows(tmp_path / "in.json", *rows, *bad, *odd)
     run(monkeypatch, "--generation_file", path, "--reward_model", armorm, "--output_dir", tmp_path / "out")
     scored = {row["prompt"]: row["all_generated_responses"] for row in read(tmp_path / "out", "all_outputs_rm.json")}
     assert scored == {"p0": ["a", "b c", "d e f", "g"], "p1": ["a", "b c"], "p2": ["a", "b c"], "s": ["a", "b c"]}
     warnings = capsys.readouterr().err
-    assert "4 rows left out (row 3: the prompt is empty; row 4: all_generated_responses must" in warnings
+    assert "5 rows left out (row 3: the prompt is empty; row 4: all_generated_responses must" in warnings
     assert "1 rows repeat a prompt" in warnings
 
 
