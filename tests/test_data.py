@@ -1,5 +1,6 @@
 """Loading and mixing datasets, from every kind of place, and what is refused."""
 
+import gzip
 import json
 import re
 
@@ -155,6 +156,18 @@ def test_datasets_that_do_not_mix_are_named(folder):
     write_jsonl(folder / "d" / "train.jsonl", [row | {"label": 1} for row in good()])
     with pytest.raises(UserError, match=f"dataset {folder / 'd'}, split train: its column label is of another type"):
         get_datasets({str(folder / "c"): 1.0, str(folder / "d"): 1.0}, ["train"])
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_words_in_csv_files_stay_words(folder, packed):
+    """pandas, which reads them, takes "NA", "None" or "null" for no value."""
+    folder.mkdir()
+    words = ["NA", "None", "null", "nan"]
+    text = "\ufeffprompt,chosen,rejected\r\n" + "".join(f"{word},{word},no\r\n" for word in words)
+    content = text.encode()
+    (folder / f"train.csv{packed}").write_bytes(gzip.compress(content) if packed else content)
+    rows = get_datasets({str(folder): 1.0}, ["train"], shuffle=False)["train"]
+    assert [[message["content"] for message in row["chosen"]] for row in rows] == [[word, word] for word in words]
 
 
 def test_messages_keep_what_the_template_may_use(folder):

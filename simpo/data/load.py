@@ -31,6 +31,7 @@ PAIR = ("prompt", "chosen", "rejected")
 FEATURES = {name: Json() for name in (*PAIR, "messages", "tools")}
 FEATURES |= {name: Value("string") for name in ("system", "source", "problem")}
 NAMED_PROBLEMS = 3
+DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 
 
 def get_datasets(
@@ -213,7 +214,10 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
             return load_from_disk(str(folder / split))
         else:
             mode = {True: None, False: DownloadMode.FORCE_REDOWNLOAD}
-            return from_cache(lambda cached: load_dataset(name, config, split=split, download_mode=mode[cached]))
+            options = csv_options(folder)
+            return from_cache(
+                lambda cached: load_dataset(name, config, split=split, download_mode=mode[cached], **options)
+            )
     except (DatasetNotFoundError, FileNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise UserError(
             f"{key}: {name} is neither a folder with data files nor a dataset that can be reached on the hub"
@@ -227,6 +231,12 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
         what = f"splits {', '.join(splits)}" if isinstance(saved, DatasetDict) else "one unnamed split, read as train"
         raise UserError(f"dataset {name} has no split {split!r}; it has {what} (see dataset_splits)")
     return splits.get(split, saved)
+
+
+def csv_options(folder: Path) -> dict[str, Any]:
+    """What `load_dataset` needs for a folder of CSV files, where "NA", "None" and "null" are texts like any other."""
+    kinds = {kind for path in folder.rglob("*") for kind in DATA_FILES if kind in path.suffixes}
+    return {"keep_default_na": False} if kinds == {".csv"} else {}
 
 
 def check_columns(dataset: Dataset, where: str, keep: set[str]) -> None:
