@@ -178,6 +178,7 @@ def test_every_spelling_of_an_override(config):
     assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert model.use_peft and model.lora_target_modules == ["q_proj", "v_proj"] and model.torch_dtype == "float32"
     assert data.dataset_mixer == {"a=b": 0.5} and data.dataset_splits == ["train_x", "test_x"]
+    assert parse(path, "--dataset_splits=train_x,test_x")[1].dataset_splits == ["train_x", "test_x"]
 
 
 def test_old_spellings_give_one_warning(config, capsys):

@@ -148,7 +148,12 @@ child = subprocess.Popen(['sleep', '600'])
 open('{started}', 'a').write(str(child.pid) + chr(10))
 time.sleep(600)" """
     script = f". {ROOT}/scripts/children.sh; background run {sleeper}; run {sleeper}"
-    process = subprocess.Popen(["bash", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell cannot trap what it was started to ignore
+    )
     while not started.exists() or started.read_text().count("\n") < 2:
         assert process.poll() is None
         time.sleep(0.05)

@@ -52,6 +52,7 @@ def count_loads(monkeypatch) -> list[str]:
 
 
 def test_second_copy_and_precomputed_agree(wpo, tmp_path, monkeypatch, model_folder):
+    monkeypatch.setattr("simpo.train.reference.HF_DATASETS_CACHE", str(tmp_path))  # nothing another test has computed
     path = wpo(dataset_splits=["train", "test"], do_eval=True)
     run(monkeypatch, path, f"--output_dir={tmp_path / 'copy'}")
     loads = count_loads(monkeypatch)

@@ -1,6 +1,7 @@
 """Values as the types of their settings: what text may stand for, and what does not fit."""
 
 import difflib
+import types
 import typing
 from collections.abc import Collection, Iterator
 from enum import Enum
@@ -19,7 +20,8 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
-    where, kinds = f"{source}: {key}", typing.get_args(hint) or (hint,)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    where, kinds = f"{source}: {key}", typing.get_args(hint) if is_union else (hint,)
     if value is False and key.endswith("_strategy"):  # an unquoted `no` is false to YAML
         value = "no"
     if value is None or (type(None) in kinds and value in ("null", "None")):

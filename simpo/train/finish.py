@@ -1,6 +1,8 @@
 """Training itself, and what a finished run leaves: every file of it is there when the last one is written."""
 
+import errno
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -66,6 +68,8 @@ def train_and_save(
         if trainer.is_fsdp_enabled:  # its checkpoints may be sharded; the model is saved whole
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model()
+        if (folder / "README.md").is_dir():  # the hub's library would take its path for a repository's name
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / "README.md"))
         trainer.create_model_card(**card)
         if args.do_eval:
             results["eval"] = last_evaluation(trainer)
