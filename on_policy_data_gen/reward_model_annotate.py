@@ -33,7 +33,7 @@ from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say, warn
 from simpo.files import weights_digest, write_json
-from simpo.folder import check_settings, lock_folder, recorded_settings
+from simpo.folder import check_settings, check_shared, lock_folder, recorded_settings
 
 SETTINGS = "annotate_settings.json"
 MUCH = 1.5  # times longer
@@ -147,6 +147,7 @@ def annotate(
 ) -> None:
     """Score this process's share; the main process then puts the scores together and writes the results."""
     folder = Path(args.output_dir)
+    check_shared(folder)
     if processes.rank == 0:
         accept_revision(folder / SETTINGS, source.revision())
         settings = settings_of(args) | source.settings() | {"revision": source.revision()}

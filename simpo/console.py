@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 FAILED, INTERRUPTED = 2, 130
 LONGEST_LINE = 1000  # characters of an error
-GRACE = 5  # seconds in which the launcher ends the other processes, when one has failed
+GRACE = 5  # seconds in which a launcher ends the other processes of its node, when one has failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Whose own errors speak of what they were given to read or to reach; any other error is a fault of this program.
 OUTSIDE = {
@@ -108,11 +108,14 @@ WHERE = " (SIMPO_TRACEBACK=1 shows where)"
 
 
 def complain(message: str, error: BaseException) -> None:
-    """Print an error's line. The main process speaks; another one only where the main one has not failed as well."""
+    """Print an error's line, once: the main process speaks, another one only where that has not failed as well.
+
+    A launcher ends its own node's processes only, so the first of each other node speaks for that node.
+    """
     if os.environ.get("SIMPO_TRACEBACK", "0") not in ("", "0"):
         traceback.print_exception(error)
     if not is_main_process():
-        time.sleep(GRACE)
+        time.sleep(GRACE / 2 if os.environ.get("LOCAL_RANK") == "0" else GRACE)
         message = f"process {os.environ['RANK']}: {message}"
     message = " ".join(message.split())
     if len(message) > LONGEST_LINE:  # a library that repeats what it was given, or adds its own stack

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from simpo.console import UserError, warn
+from simpo.console import UserError, is_main_process, warn
 from simpo.files import flush_to_disk, parse_row, read_own, write_json, write_rows, writing
 
 LOCK = ".lock"
 JOURNALS = "journal"
+PATIENCE = 30  # seconds in which a network disk shows another node's new file (acdirmin of nfs(5))
 FLUSH_SECONDS = 1  # what a power loss can take, beside what the disk itself loses
 
 
@@ -48,6 +50,48 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if created and os.listdir(folder) == [LOCK]:  # nothing came of it
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse a folder that not every process sees, as on nodes that do not share their disks.
+
+    Every process of the torch.distributed group calls this, the main one while it holds the folder.
+
+    Raises:
+        UserError: in every process.
+    """
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return
+    agreed = [f".seen-by-all-{uuid.uuid4().hex}", str(folder.resolve())]
+    torch.distributed.broadcast_object_list(agreed)  # the main process's
+    name, place = agreed
+    token = folder / name
+    if is_main_process():
+        with writing(token):
+            token.touch()
+    torch.distributed.barrier()
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, appears(token))
+    if is_main_process():
+        token.unlink()
+    blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
+    if blind:
+        raise UserError(
+            f"output_dir: what process 0 writes to {place}, process {', '.join(blind)} cannot see; it must "
+            "be one folder on a disk that all nodes share"
+        )
+
+
+def appears(path: Path) -> bool:
+    """Whether a file is there, or soon is."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def check_settings(record: Path, settings: dict[str, Any], has_output: bool) -> None:

@@ -144,6 +144,8 @@ def test_sft_config():
         ("fsdp", "FSDP", 8),
         ("fsdp2", "FSDP", 8),
         ("multi_gpu", "MULTI_GPU", 8),
+        ("deepspeed_zero3_multinode", "DEEPSPEED", 16),
+        ("fsdp2_multinode", "FSDP", 16),
     ],
 )
 def test_accelerate_configs(name, kind, processes):
@@ -152,9 +154,14 @@ def test_accelerate_configs(name, kind, processes):
     config = load_config_from_file(f"{ROOT}/accelerate_configs/{name}.yaml")
     assert (str(config.distributed_type).split(".")[-1], config.num_processes) == (kind, processes)
     assert config.mixed_precision == "bf16" and config.use_cpu == name.endswith("cpu")
+    several = name.endswith("multinode")
+    assert (config.num_machines, config.main_process_port) == ((2, 29500) if several else (1, 0))
+    if several:  # nodes that each choose a port, or a rendezvous of one node, never meet
+        assert config.rdzv_backend == "c10d" and config.same_network and config.main_process_ip
     if kind == "DEEPSPEED":
         settings = config.deepspeed_config
         assert settings["zero_stage"] == 3 and settings["zero3_init_flag"] and settings["zero3_save_16bit_model"]
+        assert not several or settings["deepspeed_multinode_launcher"] == "standard"
         assert settings["offload_optimizer_device"] == settings["offload_param_device"] == "none"
     if kind == "FSDP":
         settings = config.fsdp_config

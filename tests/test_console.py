@@ -127,8 +127,9 @@ def test_status_of_one_of_several_processes(body, status):
     assert out == "last values\n" and ("Traceback" in err) == (status == 1)
 
 
-def test_another_process_speaks_where_the_launcher_leaves_it(tmp_path):
-    with run("raise UserError('its own')", WORLD_SIZE="2", RANK="1") as process:
+@pytest.mark.parametrize("local_rank", ["0", "1"])  # of another node, where the first speaks first
+def test_another_process_speaks_where_the_launcher_leaves_it(local_rank):
+    with run("raise UserError('its own')", WORLD_SIZE="2", RANK="1", LOCAL_RANK=local_rank) as process:
         assert process.communicate(timeout=600)[1] == "error: process 1: its own\n"
 
 

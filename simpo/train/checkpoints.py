@@ -164,6 +164,21 @@ def get_checkpoint(training_args: TrainingArguments) -> str | None:
     return None
 
 
+def missing_part(checkpoint: Path, rank: int, processes: int) -> str | None:
+    """Say what a process would look for in a checkpoint in vain: the folder, or its part of what ZeRO sharded."""
+    if not checkpoint.is_dir():
+        return f"process {rank} does not see {checkpoint}; it must be on a disk that all nodes share"
+    parts = {path.name for path in checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")}
+    if parts and not any(f"zero_pp_rank_{rank}_" in name for name in parts):
+        return (
+            f"{checkpoint} has no part for process {rank}: start as many processes as saved it, and keep it on a disk "
+            "that all nodes share"
+        )
+    if len(parts) > processes:
+        return f"{checkpoint} was saved by {len(parts)} processes, and these are {processes}: start as many"
+    return None
+
+
 class WholeCheckpoints(TrainerCallback):
     """Marks each checkpoint as whole (`write_digests`) before older ones go, once every process has written its part.
 

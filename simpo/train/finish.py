@@ -19,6 +19,7 @@ from simpo.train.checkpoints import STATE, WholeCheckpoints, set_folders_aside
 from simpo.train.generations import mend_generations
 from simpo.train.rerun import mark_finished, settings_of, write_run_config
 from simpo.train.run import run_identity
+from simpo.train.same_data import check_same_rows
 from simpo.train.trainer import PreferenceTrainer
 
 # What transformers counts from the resume on, not over the whole run.
@@ -42,7 +43,8 @@ def train_and_save(
         card: arguments of the trainer's `create_model_card`; by default those of transformers'.
 
     Raises:
-        UserError: a file cannot be written; the same command goes on from the newest checkpoint.
+        UserError: a file cannot be written (the same command goes on from the newest checkpoint), or the processes have
+            different rows.
     """
     card = card or {
         "finetuned_from": model_args.model_name_or_path,
@@ -52,6 +54,8 @@ def train_and_save(
     }
     args, folder = trainer.args, Path(trainer.args.output_dir).resolve()
     settings = settings_of(model_args, data_args, args)
+    if not isinstance(trainer, PreferenceTrainer):  # which has asked before it computed anything
+        check_same_rows(trainer.train_dataset, args.world_size)
     trainer.add_callback(WholeCheckpoints(trainer))
     trainer.add_callback(NoFurtherStep(trainer))
     trainer.add_callback(StopAtNaN())

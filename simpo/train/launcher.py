@@ -12,7 +12,9 @@ import torch
 from transformers import TrainingArguments
 
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
-from simpo.console import warn
+from simpo.console import UserError, warn
+
+MPI_SIZES = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
 
 
 def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArguments, DataArguments, Any]:
@@ -22,8 +24,9 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
         The model's, the data's and the trainer's arguments, the last of `config_class`.
 
     Raises:
-        UserError: see `H4ArgumentParser.parse`.
+        UserError: see `H4ArgumentParser.parse` and `check_meeting_point`.
     """
+    check_meeting_point()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         remove_stale_build_locks()
     defaults = {}
@@ -40,6 +43,24 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
         warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
         args.bf16 = True
     return model_args, data_args, args
+
+
+def check_meeting_point() -> None:
+    """Check that this process and the others can find each other.
+
+    Nodes that `accelerate launch` gives different ports never get here: they wait for one another in the launcher.
+
+    Raises:
+        UserError: there are others, and no port to meet them at.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("MASTER_PORT") == "0":
+        raise UserError("MASTER_PORT: with port 0 the processes never meet; give all nodes the same free port")
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if launched and not os.environ.keys() & {"WORLD_SIZE", *MPI_SIZES}:
+        warn(
+            "this process is alone: accelerate launch --cpu (or MULTI_CPU) starts one run on each machine, which do "
+            "not work together; several processes on CPUs need a configuration with use_cpu: true (docs/multinode.md)"
+        )
 
 
 def remove_stale_build_locks() -> None:

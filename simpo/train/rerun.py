@@ -14,13 +14,14 @@ from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import Done, UserError, hold, is_main_process, warn
 from simpo.files import flush_to_disk, read_own, whole_file
-from simpo.folder import lock_folder, shorten
+from simpo.folder import check_shared, lock_folder, shorten
 from simpo.train.checkpoints import (
     DIGESTS,
     STATE,
     checkpoints_in,
     get_checkpoint,
     json_flaw,
+    missing_part,
     read_state,
     torn_files,
     weights_flaw,
@@ -59,11 +60,11 @@ def take_up(
 
     Raises:
         Done: the run is finished.
-        UserError: another run is writing there; what is there is of another run, or finished with other settings; or
-            not every process sees the checkpoint.
+        UserError: another run is writing there; what is there is of another run, or finished with other settings; not
+            every process sees the folder, or its part of the checkpoint; or they were started with different settings.
     """
 
-    def decide() -> tuple[str | None, dict[str, Any]]:
+    def decide() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
         hold(lock_folder(Path(args.output_dir)))
         record = read_run_config(args)
         data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, recorded_variables(record))
@@ -76,15 +77,34 @@ def take_up(
             check_same_run(args, record, identity)
             if changes:
                 warn(f"resuming with other settings than before: {'; '.join(changes)}")
-        return checkpoint, recorded_variables(record)
+        mine = {"identity": identity, "settings": settings_of(model_args, data_args, args)}
+        return checkpoint, recorded_variables(record), mine
 
-    checkpoint, variables = from_main_process(decide)
+    checkpoint, variables, of_main = from_main_process(decide)
+    check_shared(Path(args.output_dir))
     data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, variables)  # one date in all processes
-    if checkpoint is None:
-        return None
-    if not all(gather_object([Path(checkpoint).is_dir()])):
-        raise UserError(f"output_dir: not every process sees {checkpoint}; it must be on a disk that all nodes share")
+    mine = settings_of(model_args, data_args, args)
+    apart = [
+        f"{key}: {shorten(there)} and {shorten(here)}" for key, there, here in differences(of_main["settings"], mine)
+    ]
+    if of_main["identity"]["weights"] != identity["weights"]:
+        apart.append("the model's files")
+    refuse_any(f"process {args.process_index} was not started as process 0 was ({'; '.join(apart)})" if apart else None)
+    if checkpoint is not None:
+        flaw = missing_part(Path(checkpoint), args.process_index, args.world_size)
+        refuse_any(f"resume_from_checkpoint: {flaw}" if flaw else None)
     return checkpoint
+
+
+def refuse_any(flaw: str | None) -> None:
+    """Raise in every process what is wrong in one: the first one's.
+
+    Raises:
+        UserError: something is wrong in some process.
+    """
+    for found in gather_object([flaw]):
+        if found is not None:
+            raise UserError(found)
 
 
 def from_main_process(decide: Callable[[], T]) -> T:
@@ -168,10 +188,15 @@ def changed_settings(
     record: dict[str, Any], model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
 ) -> list[str]:
     """What would train other weights than the recorded settings: "KEY was X, now Y" each."""
-    library = {field.name for field in dataclasses.fields(TrainingArguments)}
     now, before = settings_of(model_args, data_args, args), record.get("settings") or {}
+    return [f"{key} was {shorten(was)}, now {shorten(value)}" for key, was, value in differences(before, now)]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What differs between two runs' settings and decides what the weights become: (key, before, now) each."""
+    library = {field.name for field in dataclasses.fields(TrainingArguments)}
     return [
-        f"{key} was {shorten(before[key])}, now {shorten(value)}"
+        (key, before[key], value)
         for key, value in yaml.safe_load(yaml.safe_dump(now)).items()
         if key in before and before[key] != value
         if (key in DECISIVE if key in library else key not in INDIFFERENT)

@@ -29,6 +29,7 @@ from simpo.train.model_card import append_objective
 from simpo.train.original_names import OriginalNames
 from simpo.train.policy import prepare_policy
 from simpo.train.reference import Reference
+from simpo.train.same_data import check_same_rows
 from simpo.train.weights import check_vocabulary, load_named_model
 from simpo.train.whole_steps import WholeSteps
 
@@ -100,6 +101,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
                 eval_dataset = {name: self._tokenize(dataset, name, args) for name, dataset in eval_dataset.items()}
             else:
                 eval_dataset = self._tokenize(eval_dataset, "test", args)
+        check_same_rows(train_dataset, args.world_size)
         if train_dataset is not None and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             sides = (train_dataset["chosen_input_ids"], train_dataset["rejected_input_ids"])
             lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides, strict=True)]
