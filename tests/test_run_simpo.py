@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import run_simpo
 from run_simpo import main
+from simpo.train.launcher import parse_arguments
+from simpo_config import SimPOConfig
 from tiny_models import tiny_model, tiny_tokenizer
 
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
@@ -264,12 +266,32 @@ def test_warnings(config, monkeypatch, capsys, tmp_path):
 
 
 def test_launcher_precision_wins(config, monkeypatch, capsys):
-    from simpo.train.launcher import parse_arguments
-    from simpo_config import SimPOConfig
-
     monkeypatch.setitem(os.environ, "ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(bf16=None)])
     assert parse_arguments(SimPOConfig)[-1].bf16 and "bf16" not in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(bf16=False)])
     *_, args = parse_arguments(SimPOConfig)
     assert args.bf16 and "bf16: false gives way" in capsys.readouterr().err
+
+
+def test_no_training_on_the_cpu_beside_a_card_that_torch_cannot_use(config, fails, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("simpo.train.launcher.NVIDIA", (tmp_path,))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for asked in (None, False):
+        message = fails(run_simpo.main, config(use_cpu=asked))
+        assert "cannot use this machine's NVIDIA device" in message and "580 or later" in message
+    assert "580 or later" in fails(run_simpo.main, config(), "--use_cpu=false")
+    assert not (tmp_path / "out").exists()
+    for in_file, *argv in ([True], [False, "--use_cpu"], [None, "--no_cuda=true"]):
+        monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(use_cpu=in_file), *argv])
+        assert parse_arguments(SimPOConfig)[-1].use_cpu
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(use_cpu=None)])
+    for name, value in (("ACCELERATE_USE_CPU", "true"), ("CUDA_VISIBLE_DEVICES", "")):
+        with monkeypatch.context() as change:
+            change.setenv(name, value)
+            assert parse_arguments(SimPOConfig)[-1].use_cpu
+    monkeypatch.setattr(torch.version, "cuda", None)  # a build for CPUs, as of make quickstart
+    assert parse_arguments(SimPOConfig)[-1].use_cpu and "built without CUDA" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from simpo.console import UserError
@@ -55,7 +56,7 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
     reason = ""
     if config.model_type not in FAMILIES:
         reason = f"{config.model_type} models are not known to the fast path"
-    elif type(head) is not nn.Linear:
+    elif own_class(head) is not nn.Linear:
         reason = f"the head is a {type(head).__module__}.{type(head).__name__}"
     elif getattr(config, "use_bidirectional_attention", False):
         reason = "use_bidirectional_attention: the model looks ahead"
@@ -73,6 +74,11 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
         by_spans if asked is None else asked for asked in (args.shared_prompt, args.padding_free)
     )
     return FastPath(True, shared_prompt, padding_free)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class; where FSDP2 has put one of its own before it, the one it had."""
+    return type(module).__bases__[-1] if isinstance(module, FSDPModule) else type(module)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

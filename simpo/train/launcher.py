@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError, warn
 
+NVIDIA = (Path("/proc/driver/nvidia"), Path("/dev/nvidia0"))  # signs of a device
 MPI_SIZES = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
 
 
@@ -24,7 +26,7 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
         The model's, the data's and the trainer's arguments, the last of `config_class`.
 
     Raises:
-        UserError: see `H4ArgumentParser.parse` and `check_meeting_point`.
+        UserError: see `H4ArgumentParser.parse`, `check_meeting_point` and `check_device`.
     """
     check_meeting_point()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -36,9 +38,10 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
     bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
     if bf16:
         defaults["bf16"] = True
-    model_args, data_args, args = H4ArgumentParser((ModelArguments, DataArguments, config_class)).parse(
-        defaults=defaults
-    )
+    parser = H4ArgumentParser((ModelArguments, DataArguments, config_class))
+    model_args, data_args, args = parser.parse(defaults=defaults)
+    if not (args.use_cpu and "use_cpu" in parser.given):
+        check_device()
     if bf16 and not args.bf16:
         warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
         args.bf16 = True
@@ -61,6 +64,24 @@ def check_meeting_point() -> None:
             "this process is alone: accelerate launch --cpu (or MULTI_CPU) starts one run on each machine, which do "
             "not work together; several processes on CPUs need a configuration with use_cpu: true (docs/multinode.md)"
         )
+
+
+def check_device() -> None:
+    """Refuse to train on the CPU in silence, for weeks, beside an NVIDIA device.
+
+    Raises:
+        UserError: there is one that torch cannot use although it is built for it, and nobody asked for the CPU.
+    """
+    asked = parse_flag_from_env("ACCELERATE_USE_CPU") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if asked or torch.accelerator.is_available() or not any(sign.exists() for sign in NVIDIA):
+        return
+    if torch.version.cuda is None:
+        warn(f"training on the CPU: torch {torch.__version__} is built without CUDA, and cannot use the NVIDIA device")
+        return
+    raise UserError(
+        f"torch {torch.__version__} cannot use this machine's NVIDIA device: CUDA {torch.version.cuda} takes a newer "
+        "driver (CUDA 13.0: 580 or later; nvidia-smi shows which is there); to train on the CPU, set use_cpu: true"
+    )
 
 
 def remove_stale_build_locks() -> None:

@@ -2,8 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Trainer
 from simpo.console import UserError, is_main_process, warn
 from simpo.files import put_in_place, writing
 from simpo.logps.plain import ResponseLogps
+from simpo.train.fsdp2 import shard_frozen
 from simpo.train.model import check_same_vocabulary
 
 CHUNK = 2048  # rows between two saves of precomputed values
@@ -30,7 +31,7 @@ CHUNK = 2048  # rows between two saves of precomputed values
 class Reference:
     """Log-probabilities under the start model, which training never changes.
 
-    - `ref_model` given: a frozen second copy (under ZeRO-3 sharded like the policy).
+    - `ref_model` given: a frozen second copy (under ZeRO-3 and FSDP sharded like the policy).
     - Not given, and the policy has adapters: the policy with its adapters off.
     - `precompute_ref_log_probs`: computed once before training and kept in the datasets cache, keyed by the model's
       files and the tokenized data, so that training holds one model only. Stale values have another key.
@@ -82,7 +83,7 @@ class Reference:
             if self.model is not None:
                 responses = self.response_logps(self.model, batch)
             else:
-                with self.trainer.accelerator.unwrap_model(policy).disable_adapter():
+                with without_adapters(self.trainer.accelerator.unwrap_model(policy)):
                     responses = self.response_logps(policy, batch)
         return responses.means if self.per_token else responses.sums
 
@@ -95,6 +96,8 @@ class Reference:
             from trl.models.utils import prepare_deepspeed
 
             self.model = prepare_deepspeed(model, accelerator)
+        elif accelerator.is_fsdp2:
+            self.model = shard_frozen(model, accelerator)
         elif accelerator.distributed_type == DistributedType.FSDP:
             from trl.models.utils import prepare_fsdp
 
@@ -150,6 +153,16 @@ class Reference:
             return (name, getattr(self.trainer.model.config, "_commit_hash", None))
         files = sorted(p for pattern in ("*.safetensors", "*.bin", "*.json") for p in folder.glob(pattern))
         return (str(folder.resolve()), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+@contextmanager
+def without_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """The model with its adapters off, but trainable as before: FSDP2 looks at what is when it first sees a batch."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
 
 
 def write_chunk(file: Path, values: torch.Tensor) -> None:

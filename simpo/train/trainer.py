@@ -23,6 +23,7 @@ from simpo.logps.plain import ResponseLogps, get_batch_logps
 from simpo.objectives.base import PairOutputs, PreferenceLoss
 from simpo.objectives.wpo import wpo_response_weights, wpo_weights
 from simpo.train.config import PreferenceConfig
+from simpo.train.fsdp2 import return_as_computed
 from simpo.train.generations import write_generations
 from simpo.train.mismatched import ReferencePoint
 from simpo.train.model_card import append_objective
@@ -130,6 +131,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         )
         self.model.config.pad_token_id = self.model.generation_config.pad_token_id = tokenizer.pad_token_id
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
+        return_as_computed(self.accelerator)
         self.log_probs = CheckedLogps(args, self.accelerator)
         self.reference = None
         if self.objective.reference:
