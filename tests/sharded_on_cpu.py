@@ -5,6 +5,7 @@ accelerate launch --config_file FSDP.yaml tests/sharded_on_cpu.py SCRIPT CONFIG 
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from simpo.console import command
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 start = AcceleratorState.__init__
 
 
