@@ -35,7 +35,7 @@ from records import Row, shorten
 from simpo.chat.thinking import opens_thinking, split_thinking
 from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
-from simpo.console import UserError, command, say, warn
+from simpo.console import UserError, command, progress, say, warn
 from simpo.engine.vllm import (
     Request,
     context_length,
@@ -240,8 +240,6 @@ def answer(
     Raises:
         UserError: no question can be asked; or the engine does not start.
     """
-    from tqdm import tqdm
-
     journal, room, llm = Journal(answers.work, JOURNAL, FIELDS), context_length(engine), None
     for turn, done in enumerate(answers.turns, start=1):
         requests, opened, refused = [], {}, {}
@@ -262,7 +260,7 @@ def answer(
             llm = start_engine(engine)
         for key, reason in refused.items():
             answers.fail(journal, turn, key, reason)
-        with tqdm(total=len(requests), desc=f"turn {turn}", unit="answer", smoothing=0) as bar:
+        with progress(len(requests), f"turn {turn}", "answer") as bar:
             for response in generate(llm, requests) if requests else ():
                 answers.keep(journal, turn, opened=opened[response.key], **response._asdict())
                 bar.update()

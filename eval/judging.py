@@ -11,7 +11,7 @@ from endpoint import CONTINUE, Judge, Refusal
 from parts import AFTER_THINKING, RULES, Judging, Outcome, Task, find_labels
 from records import Row
 from simpo.chat.thinking import after_thinking, split_thinking
-from simpo.console import UserError
+from simpo.console import UserError, progress
 from simpo.folder import Journal
 
 JOURNAL = "replies.jsonl"
@@ -134,8 +134,6 @@ def work_off(judge: Judge, replies: Replies, label: str, started: Callable[[], N
     Raises:
         UserError: the endpoint refuses all, or cannot be reached.
     """
-    from tqdm import tqdm
-
     pending, journal = replies.pending(), Journal(replies.work, JOURNAL, FIELDS)
     proven = any(not row["failed"] for rows in replies.rows.values() for row in rows)  # by an earlier run
     refused: list[tuple[Task, Refusal]] = []  # since the last reply
@@ -145,7 +143,7 @@ def work_off(judge: Judge, replies: Replies, label: str, started: Callable[[], N
             replies.keep(journal, task, {"failed": str(problem)})
         refused.clear()
 
-    with tqdm(total=len(pending), desc=label, unit="judgment", smoothing=0) as bar:
+    with progress(len(pending), label, "judgment") as bar:
         answered, most = False, MOST_ALONE
         with closing(finished(judge, replies, journal, spread(pending))) as results:
             for task, problem in results:

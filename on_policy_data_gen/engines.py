@@ -8,7 +8,7 @@ from typing import Any
 
 from conversations import Prompt, to_json
 from decoded import FIELDS
-from simpo.console import UserError, command
+from simpo.console import UserError, command, progress
 from simpo.engine.vllm import Request, generate, start_engine
 from simpo.folder import Journal
 
@@ -69,12 +69,10 @@ def run_engine(
     rank: int, folder: Path, engine: dict[str, Any], requests: list[Request], texts: dict[Prompt, str]
 ) -> None:
     """Answer the requests; append each response to its seed's journal as it finishes."""
-    from tqdm import tqdm
-
     seeds = sorted({request.key[0] for request in requests})
     journals = {seed: Journal(folder, f"output_{seed}.{rank}.jsonl") for seed in seeds}
     llm, tokens = start_engine(engine), 0
-    with tqdm(total=len(requests), desc=f"engine {rank}", unit="response", position=rank, smoothing=0) as bar:
+    with progress(len(requests), f"engine {rank}", "response", position=rank) as bar:
         for response in generate(llm, requests):
             seed, prompt = response.key
             answer = (response.text, response.finish_reason, response.num_tokens)

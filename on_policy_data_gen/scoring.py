@@ -11,7 +11,7 @@ from typing import Any
 from candidates import is_number, name_of
 from processes import Processes
 from simpo.chat.thinking import TAGS, split_thinking
-from simpo.console import UserError, warn
+from simpo.console import UserError, progress, warn
 from simpo.folder import Journal
 from truncation import warn_of_cut
 
@@ -72,7 +72,6 @@ def score_share(
     Where the first ones all fail for one reason, nothing else is tried: `apply_scores` says why.
     """
     import torch
-    from tqdm import tqdm
 
     done = known_scores(folder, retry_failed)
     share = rows[processes.rank :: processes.count]
@@ -87,7 +86,7 @@ def score_share(
         return unit_key(unit) in done
 
     total = sum(len(set(chunk)) for chunk in chunks)
-    with tqdm(total=total, desc="scoring", unit="response", disable=processes.rank > 0) as bar:
+    with progress(total, "scoring", "response", disable=processes.rank > 0) as bar:
         for chunk in chunks:
             for number, batch in enumerate(source.score_batches(chunk, is_done)):
                 records = {unit_key(unit): to_record(outcome) for unit, outcome in batch}

@@ -12,12 +12,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
 FAILED, INTERRUPTED = 2, 130
 LONGEST_LINE = 1000  # characters of an error
+SECONDS_A_LINE = 30  # of a bar that is no bar
 GRACE = 5  # seconds in which a launcher ends the other processes of its node, when one has failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Whose own errors speak of what they were given to read or to reach; any other error is a fault of this program.
@@ -40,6 +44,35 @@ class Done(Exception):
 def is_main_process() -> bool:
     """True in the one process that talks; reads the launcher's variables, so it works before torch is up."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def bars_are_shown() -> bool:
+    """Progress bars redraw themselves, which in a file or a pipe is noise."""
+    return is_main_process() and sys.stderr.isatty()
+
+
+def progress(total: int, desc: str, unit: str, position: int = 0, **options: Any) -> "tqdm":
+    """tqdm's bar on a terminal; elsewhere a plain line at the start, at the end and every half minute."""
+    from tqdm import tqdm
+
+    options |= {"total": total, "desc": desc, "unit": unit, "smoothing": 0}
+    if sys.stderr.isatty():
+        return tqdm(position=position, **options)
+    form = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}s in {{elapsed}}, {{remaining}} left{{postfix}}"
+    return tqdm(file=WholeLines(), bar_format=form, mininterval=SECONDS_A_LINE, miniters=1, **options)
+
+
+class WholeLines:
+    """Standard error for tqdm: each state of the bar is a line, without control characters."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def say(message: str = "") -> None:

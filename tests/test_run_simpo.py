@@ -63,7 +63,7 @@ def test_a_run_leaves_a_model_that_answers_and_says_what_it_did(config, tmp_path
     run(monkeypatch, config(do_eval=True, eval_strategy="steps", eval_steps=2, generate_during_eval=True))
     out, folder = capsys.readouterr().out, tmp_path / "out"
     assert "4 pairs (1 processes x 2 x 2 accumulated), 4 steps" in out and "about 1.313 expected" in out
-    assert out.count(">>>|||>>> ") == 9 and f"model in {folder}" in out
+    assert out.count("\n    rejected  '<|") == 3 and f"model in {folder}" in out
     results = json.loads((folder / "all_results.json").read_text())
     assert results["train_samples"] == 48 and 0 < results["eval_rewards/accuracies"] <= 1
     assert json.loads((folder / "config.json").read_text())["use_cache"] is True

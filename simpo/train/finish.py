@@ -17,6 +17,7 @@ from simpo.console import UserError, say
 from simpo.files import put_in_place, write_json
 from simpo.train.checkpoints import STATE, WholeCheckpoints, set_folders_aside
 from simpo.train.generations import mend_generations
+from simpo.train.progress import described, duration, print_lines
 from simpo.train.rerun import mark_finished, settings_of, write_run_config
 from simpo.train.run import run_identity
 from simpo.train.same_data import check_same_rows
@@ -59,6 +60,7 @@ def train_and_save(
     trainer.add_callback(WholeCheckpoints(trainer))
     trainer.add_callback(NoFurtherStep(trainer))
     trainer.add_callback(StopAtNaN())
+    print_lines(trainer)
     with writing_below(folder):
         if trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,13 +132,16 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
 
 
 def save_results(trainer: Trainer, folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Write SPLIT_results.json, all_results.json and trainer_state.json."""
+    """Say what the run ended with, and write SPLIT_results.json, all_results.json and trainer_state.json."""
     together: dict[str, float] = {}
     for split, metrics in results.items():
-        trainer.log_metrics(split, metrics)
         write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
         together |= metrics
     write_json(folder / "all_results.json", dict(sorted(together.items())))
+    took = f" in {duration(together['train_runtime'])}" if "train_runtime" in together else ""
+    say(f"trained: {trainer.state.global_step} steps on {together['train_samples']} rows{took}")
+    if "eval_samples" in together:
+        say(f"evaluated: {described(together, 'eval_')} on {together['eval_samples']} rows")
     beside = folder / f"{STATE}.tmp"
     trainer.state.save_to_json(str(beside))
     put_in_place(beside, folder / STATE)

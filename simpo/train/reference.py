@@ -16,10 +16,9 @@ from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
-from simpo.console import UserError, is_main_process, warn
+from simpo.console import UserError, is_main_process, progress, warn
 from simpo.files import put_in_place, writing
 from simpo.logps.plain import ResponseLogps
 from simpo.train.fsdp2 import shard_frozen
@@ -112,7 +111,8 @@ class Reference:
         folder = Path(HF_DATASETS_CACHE) / "ref_logps" / key
         values = []
         starts = range(0, len(dataset), CHUNK)
-        for start in tqdm(starts, desc=f"Reference log-probabilities, {name}", disable=not is_main_process()):
+        desc, silent = f"reference log-probabilities, {name}", not is_main_process()
+        for start in progress(len(starts), desc, "chunk", iterable=starts, disable=silent):
             chunk = dataset.select(range(start, min(start + CHUNK, len(dataset))))
             file = folder / f"{start}.safetensors"
             known = [read_chunk(file, len(chunk)) if is_main_process() else None]

@@ -5,15 +5,17 @@ import random
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from simpo.config import DataArguments, ModelArguments
-from simpo.console import UserError, is_main_process, say, warn
+from simpo.console import UserError, bars_are_shown, say, warn
 from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
 from simpo.files import weights_digest
@@ -50,8 +52,9 @@ def start_run(
                 f"learning_rate {args.learning_rate:g} is high for full fine-tuning: published rates for {objective} "
                 f"end at {highest:g}; too high a rate gives repeating, incoherent text"
             )
-    if not is_main_process():
+    if not bars_are_shown():
         datasets.disable_progress_bars()
+        disable_progress_bar()
     set_seed(args.seed)
     checkpoint = take_up(model_args, data_args, args, run_identity(model_args, objective))
     check_resumed_adapters(checkpoint, model_args)
@@ -119,7 +122,7 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
         f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",
         "log-probs": str(choose_path(model, args)),
-        "objective": f"{trainer.objective.name} {trainer.objective_settings()}",
+        "objective": f"{trainer.objective.name} ({listed(trainer.objective_settings())})",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
@@ -150,21 +153,24 @@ def expected_first_loss(trainer: PreferenceTrainer) -> str:
 
 
 def show_samples(trainer: PreferenceTrainer, count: int = 3) -> None:
-    """Print a few training pairs decoded, with the boundary of prompt and response marked."""
-    rows = trainer.train_dataset
+    """Print a few training pairs decoded, cut where prompt and response meet."""
+    rows, decode = trainer.train_dataset, trainer.processing_class.decode
     for index in sorted(random.Random(trainer.args.seed).sample(range(len(rows)), min(count, len(rows)))):
-        row = rows[index]
-        say(f"\nrow {index} of the training data (prompt >>>|||>>> response)")
+        row, halves = rows[index], []
         for name in ("chosen", "rejected"):
             ids, labels = row[f"{name}_input_ids"], row[f"{name}_labels"]
             start = sum(label == trainer.args.label_pad_token_id for label in labels)
-            prompt, response = (
-                trainer.processing_class.decode(part, clean_up_tokenization_spaces=False)
-                for part in (ids[:start], ids[start:])
-            )
-            say(f"  {name}: {shorten(prompt)!r} >>>|||>>> {shorten(response)!r}")
-    say()
+            halves.append([decode(part, clean_up_tokenization_spaces=False) for part in (ids[:start], ids[start:])])
+        prompts, (chosen, rejected) = zip(*halves, strict=True)
+        say(f"  row {index} of the training data")
+        for prompt in dict.fromkeys(prompts):  # one, unless the two were cut differently
+            say(f"    prompt    {shorten(prompt)!r}")
+        say(f"    chosen    {shorten(chosen)!r}\n    rejected  {shorten(rejected)!r}")
 
 
-def shorten(text: str, width: int = 240) -> str:
+def listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def shorten(text: str, width: int = 160) -> str:
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
