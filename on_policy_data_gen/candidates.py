@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from conversations import Prompt, check_unicode, prompt_text, read_prompt
-from simpo.console import UserError, warn
+from simpo.console import UserError, first_few, warn
 from simpo.files import read_list
 
-NAMED = 3  # rows left out that a warning names
 MADE = {  # fields that the scripts here make; any other is a column of the prompt's row, and travels with it
     *("prompt", "format_prompt", "generated_text", "finish_reason", "num_tokens", "all_generated_responses"),
     *("finish_reasons", "all_rm_scores", "chosen", "rejected", "messages"),
@@ -48,8 +47,7 @@ def read_candidates(path: Path, key: str) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{key}: {path} holds no rows to use" + (f" ({left_out[0]})" if left_out else ""))
     if left_out:
-        more = "; ..." if len(left_out) > NAMED else ""
-        warn(f"{key}: {path}: {len(left_out)} rows left out ({'; '.join(left_out[:NAMED])}{more})")
+        warn(f"{key}: {path}: {len(left_out)} rows left out ({first_few(left_out)})")
     if merged:
         warn(f"{key}: {path}: {merged} rows repeat a prompt: their responses are put together")
     return list(rows.values())

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from conversations import Prompt, prompt_text, read_prompt
-from simpo.console import UserError, say, warn
+from simpo.console import UserError, first_few, say, warn
 from simpo.files import read_list
 
 SUFFIXES = tuple(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
 CONVERSATIONS = ("messages", "chosen")  # columns that hold the prompt as well, where there is no column `prompt`
 LIKELY = ("instruction", "question", "query", "input", "text", "conversation", "conversations", "messages", "chosen")
-NAMED = 3  # bad rows that a warning names
 
 
 def load_prompts(
@@ -48,8 +47,7 @@ def load_prompts(
     if not found:
         raise UserError(f"data_dir: {data_dir} holds no prompts" + (f" ({bad[0]})" if bad else ""))
     if bad:
-        more = "; ..." if len(bad) > NAMED else ""
-        warn(f"data_dir: {data_dir}: {len(bad)} rows left out ({'; '.join(bad[:NAMED])}{more})")
+        warn(f"data_dir: {data_dir}: {len(bad)} rows left out ({first_few(bad)})")
     if repeats:
         say(f"{data_dir}: {len(found)} distinct prompts; {repeats} rows repeat one of them")
     return {prompt: found[prompt] for prompt in sorted(found, key=prompt_text)[:limit]}

@@ -22,6 +22,7 @@ T = TypeVar("T")
 FAILED, INTERRUPTED = 2, 130
 LONGEST_LINE = 1000  # characters of an error
 SECONDS_A_LINE = 30  # of a bar that is no bar
+NAMED = 3  # of the rows left out, in a warning
 GRACE = 5  # seconds in which a launcher ends the other processes of its node, when one has failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Whose own errors speak of what they were given to read or to reach; any other error is a fault of this program.
@@ -83,6 +84,11 @@ def say(message: str = "") -> None:
 def warn(message: str) -> None:
     if is_main_process():
         print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def first_few(problems: list[str]) -> str:
+    """The first of many problems, for a warning that counts them all."""
+    return "; ".join(problems[:NAMED]) + ("; ..." if len(problems) > NAMED else "")
 
 
 def hold(context: AbstractContextManager[T]) -> T:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from simpo.chat.rows import clean_messages, read_tools, split_pair
 from simpo.config import DataArguments
-from simpo.console import UserError, warn
+from simpo.console import UserError, first_few, warn
 from simpo.data.cache import from_cache
 from simpo.data.mapping import map_rows
 
@@ -30,7 +30,6 @@ PAIR = ("prompt", "chosen", "rejected")
 # One form for all datasets, so that they mix: as JSON, messages may have any keys.
 FEATURES = {name: Json() for name in (*PAIR, "messages", "tools")}
 FEATURES |= {name: Value("string") for name in ("system", "source", "problem")}
-NAMED_PROBLEMS = 3
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 
 
@@ -193,8 +192,7 @@ def name_problems(name: str, problems: Sequence[str | None]) -> None:
     if found and len(found) == len(problems):
         raise UserError(f"{name}: none of the {len(found)} rows can be used: {found[0]}")
     if found:
-        more = "; ..." if len(found) > NAMED_PROBLEMS else ""
-        warn(f"{name}: {len(found)} of {len(problems)} rows left out: {'; '.join(found[:NAMED_PROBLEMS])}{more}")
+        warn(f"{name}: {len(found)} of {len(problems)} rows left out: {first_few(found)}")
 
 
 def load_split(name: str, config: str | None, split: str, key: str = "dataset_mixer") -> Dataset:
