@@ -28,6 +28,7 @@ setup(
         "filelock>=3.20",
         "xxhash>=3.4",
         "tqdm>=4.67,<5",
+        "httpx>=0.28,<1",
         "matplotlib>=3.10,<4",
     ],
     extras_require={
@@ -38,7 +39,6 @@ setup(
             "alpaca-eval==0.6.6",
             "scikit-learn>=1.9,<1.10",
             "scipy>=1.17,<2",
-            "httpx>=0.28,<1",
             "openai>=3.54,<4",
             "tiktoken>=0.12,<1",
         ],

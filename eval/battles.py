@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parts import RULES, find_labels
 from records import Row, read_rows, refuse_repeats
 from simpo.chat.thinking import after_thinking
 from simpo.console import UserError, warn
+from simpo.judge.tasks import RULES, find_labels
 
 VERDICT, IN_ONE = r"\[\[([AB<>=]+)\]\]", r"\[([AB<>=]+)\]"  # v0.1's pattern, and what today's tool reads as well
 BASELINE, V01 = "gpt-4-0314", "arena-hard-v0.1"

@@ -25,24 +25,28 @@ A question that the judge refuses is listed and left without a verdict; --retry_
 """
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import find, names
-from endpoint import LIMITS, Endpoint, Judge, address_of, check_key
-from judging import Replies, work_off
-from parts import JudgeFiles, Judging, Outcome
+from parts import JudgeFiles, Judging
 from records import Row, shorten
 from simpo.config import H4ArgumentParser
-from simpo.console import UserError, command, say, warn
+from simpo.console import UserError, command, progress, say, warn
 from simpo.files import write_json
 from simpo.folder import check_settings, lock_folder, recorded_settings
+from simpo.judge.client import Judge
+from simpo.judge.endpoint import Endpoint, EndpointArguments, address_of, check_key
+from simpo.judge.replies import Replies, open_journal, read_replies
+from simpo.judge.tasks import Outcome
+from simpo.judge.work import work_off
 from thoughts import HELP, Thinking
 
 
 @dataclass
-class JudgeArguments:
+class JudgeArguments(EndpointArguments):
     """Which answers, which judge, and how to reach it."""
 
     benchmark: str = field(default="", metadata={"help": f"One of {', '.join(names())}."})
@@ -54,33 +58,19 @@ class JudgeArguments:
     judge: str = field(
         default="gpt-4-1106-preview", metadata={"help": "The judge's model name at the endpoint (AlpacaEval's too)."}
     )
-    judge_args: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Parameters of the request as JSON, over the benchmark's own; null: not sent."},
-    )
-    base_url: str | None = field(default=None, metadata={"help": "The endpoint, ending in /v1; OpenAI's by default."})
     questions: str | None = field(default=None, metadata={"help": "Local question file; the hub's by default."})
     thinking: Thinking = field(default="strip", metadata={"help": HELP})
     output_dir: str | None = field(default=None, metadata={"help": "Default: outputs/eval/BENCHMARK."})
-    concurrency: int = field(default=8, metadata={"help": "Requests under way at a time."})
-    timeout: float = field(default=300.0, metadata={"help": "Seconds to wait for one reply."})
     retry_failed: bool = field(default=False, metadata={"help": "Ask again for what the judge refused."})
 
     def __post_init__(self):
+        super().__post_init__()
         benchmark = find(self.benchmark)
         for key in ("answers", *benchmark.needs):
             if not getattr(self, key):
                 raise UserError(f"{key}: not given (--{key} FILE)")
         if not self.judge.strip():
             raise UserError("judge: not given (--judge NAME)")
-        if not 1 <= self.concurrency <= 1000 or not 0 < self.timeout < 1e6:
-            raise UserError("concurrency must lie between 1 and 1000, and timeout be above 0")
-        if reserved := sorted({"model", "messages", "stream", "n"} & (self.judge_args or {}).keys()):
-            raise UserError(f"judge_args: {reserved[0]} is not for this option (--judge names the model)")
-        for key in LIMITS:
-            limit = (self.judge_args or {}).get(key)
-            if limit is not None and (not isinstance(limit, int) or limit < 1):
-                raise UserError(f"judge_args: {key} must be a number of tokens, got {limit!r}")
 
     @property
     def files(self) -> JudgeFiles:
@@ -99,10 +89,11 @@ def main() -> None:
     output = benchmark.judgment_files(folder, safe_name(name), safe_name(judging.model))
 
     with lock_folder(output.work):
-        replies = Replies(output.work, judging, args.retry_failed)
-        before = recorded_settings(output.settings).get("sent") if replies.found else None
+        earlier = read_replies(output.work, {task.key for task in judging.tasks})
+        replies = Replies(judging.tasks, judging.reading, earlier, lambda o: args.retry_failed and bool(o.failed))
+        before = recorded_settings(output.settings).get("sent") if earlier else None
         record = record_of(args, judging) | {"sent": before}
-        check_settings(output.settings, record, replies.found)
+        check_settings(output.settings, record, bool(earlier))
         pending = replies.pending()
         say(
             f"{judging.model}: {len(judging.tasks)} judgments by {name}, "
@@ -110,14 +101,15 @@ def main() -> None:
         )
         if pending:
             judge = Judge(endpoint, before if isinstance(before, dict) else record["parameters"])
-
-            def started() -> None:
-                write_json(output.settings, record | {"sent": judge.parameters})
-
-            work_off(judge, replies, benchmark.title, started)
+            done = work_off(judge, replies, open_journal(output.work))
+            with closing(done), progress(len(pending), benchmark.title, "judgment") as bar:
+                for number, _ in enumerate(done):
+                    bar.update()
+                    if number == 0:
+                        write_json(output.settings, record | {"sent": judge.parameters})
         outcomes = {task.key: replies.outcome(task) for task in judging.tasks}
         rows = judging.rows(outcomes, args.judge)
-        report(args, judging, replies, outcomes)
+        report(args, judging, replies, outcomes, output.work)
         benchmark.write_judgments(output.answers, rows)
     say(f"wrote {output.answers}")
 
@@ -129,27 +121,23 @@ def record_of(args: JudgeArguments, judging: Judging) -> Row:
         key: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file and Path(file).is_file() else file
         for key, file in files.items()
     }
-    given = args.judge_args or {}
-    own = {
-        key: value for key, value in judging.parameters.items() if key not in LIMITS or not given.keys() & set(LIMITS)
-    }
-    parameters = own | given
+    parameters = args.parameters(judging.parameters)
     record = {"benchmark": args.benchmark, "judge": args.judge, **digests, "thinking": args.thinking}
-    return record | {"parameters": parameters, "rule": judging.rule, **judging.record}
+    return record | {"parameters": parameters, "rule": judging.reading.rule, **judging.record}
 
 
-def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Outcome]) -> None:
+def report(args: JudgeArguments, judging: Judging, replies: Replies, outcomes: dict[Any, Outcome], work: Path) -> None:
     """Warn of judgments that failed or hold no verdict, and of an endpoint that served another model."""
     failed = [(task, outcomes[task.key].failed) for task in judging.tasks if outcomes[task.key].failed]
     for task, reason in failed[:5]:
         warn(f"question {shorten(str(task.question_id), 40)}, part {task.part}: no reply: {shorten(reason, 200)}")
     if failed:
         warn(
-            f"{len(failed)} of {len(judging.tasks)} judgments got no reply (all are listed in "
-            f"{replies.work / 'journal'}); --retry_failed asks for them again"
+            f"{len(failed)} of {len(judging.tasks)} judgments got no reply (all are listed in {work / 'journal'}); "
+            "--retry_failed asks for them again"
         )
     without = sum(outcome.verdict is None and not outcome.failed for outcome in outcomes.values())
-    if judging.patterns and without:
+    if judging.reading.patterns and without:
         warn(f"{without} judgments hold no verdict; scoring leaves them out")
     thought = sum("thinking" in outcome.rule for outcome in outcomes.values())
     if thought:

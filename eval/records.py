@@ -1,16 +1,13 @@
 """The benchmarks' own files: which one is it, does every row have its fields, are all questions there."""
 
 import json
-import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 from simpo.console import UserError
 from simpo.files import read_list
-
-Row = dict[str, Any]
-SURROGATE = re.compile("[\ud800-\udfff]")
+from simpo.judge.responses import Row, mended, shorten
 
 # Fields that tell the benchmarks' files apart, the most specific first.
 KINDS: dict[str, set[str]] = {
@@ -69,14 +66,6 @@ def read_items(path: Path, what: str) -> list[tuple[str, Any]]:
     return [(place, mended(item)) for place, item in read_list(path, what)]
 
 
-def mended(value: Any) -> Any:
-    if isinstance(value, str):
-        return SURROGATE.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {key: mended(part) for key, part in value.items()}
-    return [mended(part) for part in value] if isinstance(value, list) else value
-
-
 def refuse_repeats(path: str | Path, keys: Iterable[Hashable], name: str = "question {}") -> None:
     """Raise a UserError that names the first key that comes twice, in the words of `name`."""
     seen: set[Hashable] = set()
@@ -100,11 +89,6 @@ def refuse_gaps(
             f"{path}: {len(missing)} of {len(expected)} questions are missing, first {shorten(str(missing[0]))}; "
             f"{remedy}"
         )
-
-
-def shorten(text: str, width: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def find_file(folder: str, pattern: str, needed: bool = True) -> Path | None:

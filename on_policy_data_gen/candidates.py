@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conversations import Prompt, check_unicode, prompt_text, read_prompt
+from simpo.chat.rows import join_parts
 from simpo.console import UserError, first_few, warn
 from simpo.files import read_list
 
@@ -86,7 +87,9 @@ def read_row(row: Any) -> dict[str, Any]:
 
 def last_answer(side: Any) -> Any:
     """The response in one side of a pair, which is a text or a list of messages."""
-    return side[-1].get("content") if isinstance(side, list) and side and isinstance(side[-1], dict) else side
+    return (
+        join_parts(side[-1].get("content")) if isinstance(side, list) and side and isinstance(side[-1], dict) else side
+    )
 
 
 def is_number(value: Any) -> bool:

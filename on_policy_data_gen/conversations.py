@@ -8,12 +8,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from simpo.chat.rows import join_parts
+
 Prompt = str | tuple[tuple[str, str], ...]
 Messages = list[dict[str, str]]
 
 
 def read_prompt(value: Any) -> Prompt:
-    """A prompt from a file. Of a conversation that ends with answers these are left out.
+    """A prompt from a file. Of a conversation that ends with answers these are left out; parts of text become one text.
 
     Raises:
         ValueError: it is none; says why.
@@ -26,9 +28,10 @@ def read_prompt(value: Any) -> Prompt:
         raise ValueError(f"must be text or a list of messages, found {found}")
     turns = []
     for turn in value:
-        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        said = (turn.get("role"), join_parts(turn.get("content"))) if isinstance(turn, Mapping) else ()
+        if not said or not all(isinstance(text, str) for text in said):
             raise ValueError("holds something that is no message with role and content (texts)")
-        turns.append((turn["role"], turn["content"]))
+        turns.append(said)
     while turns and turns[-1][0] == "assistant":
         turns.pop()
     if not turns or turns[-1][0] != "user":

@@ -12,6 +12,7 @@ from tiny_models import tiny_tokenizer
 SYSTEM = {"role": "system", "content": " Be brief. "}
 USER = {"role": "user", "content": " Hi there "}
 ANSWER = {"role": "assistant", "content": " Hello. "}
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,8 @@ def test_split_pair():
     assert split_pair({"prompt": asked[0], "chosen": " Hello. ", "rejected": "No."}) == asked
     with_system = split_pair({"prompt": "Q?", "chosen": [SYSTEM, ANSWER], "rejected": [SYSTEM, NO]})
     assert with_system == ([SYSTEM, *asked[0]], [ANSWER], [NO])
+    parts = [{"type": "text", "text": "Q", "image_url": None}, {"type": "text", "text": "?"}]
+    assert split_pair({"chosen": [{"role": "user", "content": parts}, ANSWER], "rejected": [*asked[0], NO]}) == asked
     # what arrow fills in is taken out; other keys stay, and do not make another history
     weighted = {"chosen": [USER | {"weight": 1.0}, ANSWER], "rejected": [USER | {"weight": None}, NO | {"name": None}]}
     assert split_pair(weighted) == ([USER | {"weight": 1.0}], [ANSWER], [NO])
@@ -197,7 +200,9 @@ def test_split_pair():
             {"chosen": [USER, ANSWER | {"content": None}], "rejected": [USER, NO]},
             "chosen, message 1: its content is null",
         ),
-        ({"chosen": [USER | {"content": [{"type": "text"}]}, ANSWER], "rejected": [USER, NO]}, "is a list of parts"),
+        ({"chosen": [USER | {"content": [{"type": "text"}]}, ANSWER], "rejected": [USER, NO]}, r"no text \(text\)"),
+        ({"chosen": [USER, ANSWER | {"content": [IMAGE]}], "rejected": [USER, NO]}, r"1: .* no text \(image_url\)"),
+        ({"chosen": [USER, ANSWER | {"content": ["a"]}], "rejected": [USER, NO]}, r"no text \(str\)"),
         ({"chosen": [{"from": "human", "value": "Q?"}], "rejected": [USER, NO]}, "chosen, message 0 is not"),
         ({"chosen": [USER | {"role": None}, ANSWER], "rejected": [USER, NO]}, "its role is no text"),
         ({"chosen": [USER, ANSWER], "rejected": [USER, NO], "tools": "{"}, "tools is no JSON"),

@@ -290,6 +290,7 @@ ANSWER = {"role": "assistant", "content": "A model."}
         ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, ANSWER]}, "prompt"),
         ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, ANSWER]}, "chosen"),
         ({"talk": [*TURNS, ANSWER]}, "talk"),
+        ({"prompt": [TURNS[0] | {"content": [{"type": "text", "text": "Be brief."}]}, *TURNS[1:]]}, "prompt"),
     ],
 )
 def test_a_conversation_is_a_prompt(tmp_path, row, column):
@@ -301,11 +302,12 @@ def test_a_conversation_is_a_prompt(tmp_path, row, column):
 
 def test_bad_prompts_are_counted_and_left_out(tmp_path, capsys):
     values = ["a", "", "  ", None, 3, ["x"], "\ud800", [{"role": "assistant", "content": "x"}], "b", "a"]
+    values.append([{"role": "user", "content": [{"type": "image"}]}])
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": value} for value in values])
     assert prompts_of(str(path), "train", "prompt") == ["a", "b"]
     output = capsys.readouterr()
     assert "2 distinct prompts; 1 rows repeat one of them" in output.out
-    assert "7 rows left out (row 1: prompt is empty; row 2" in output.err
+    assert "8 rows left out (row 1: prompt is empty; row 2" in output.err
 
 
 def test_a_csv_row_with_too_many_fields(fails, tmp_path):

@@ -144,7 +144,7 @@ def test_killed_at_random_while_the_judge_misbehaves(tmp_path, monkeypatch):
             return "flagged"
         return noise.choice(FOR_A_WHILE) if noise.random() < 0.3 and server.served else ""
 
-    monkeypatch.setattr("endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.01)
     with serving(verdict, fault_of=fault_of, slow=0.01) as server:
         argv = ["judge.py", *options, "--base_url", server.url, "--concurrency", str(concurrency), "--timeout", "30"]
         monkeypatch.setattr("sys.argv", argv)

@@ -12,9 +12,8 @@ import yaml
 from judge_server import FOR_A_WHILE, KEY, preference_reply, serving
 from judge_world import ARENA, answers, judge_files
 
-import endpoint
 import judge
-import judging
+from simpo.judge import responses, work
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +78,7 @@ def test_what_is_over_after_a_while(judged):
 )
 def test_what_no_request_gets_past(fails, monkeypatch, tmp_path, fault, most, words):
     """One line, after few requests, and nothing written."""
-    monkeypatch.setattr("endpoint.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.0)
     with serving(lambda messages: ("[[A=B]]", []), fault_of=lambda request: fault) as server:
         message = fails(judge.main, *judge_files(tmp_path, "arenahard"), "--base_url", server.url)
         assert words in message and server.url in message
@@ -90,7 +89,7 @@ def test_what_no_request_gets_past(fails, monkeypatch, tmp_path, fault, most, wo
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 50])
 def test_the_first_ones_asked_are_from_all_over(count):
     tasks = list(range(count))
-    order = judging.spread(tasks)
+    order = work.spread(tasks)
     assert sorted(order) == tasks and order[:3] == [n * count // min(3, count) for n in range(min(3, count))]
 
 
@@ -108,7 +107,7 @@ def test_address_without_v1(fails, tmp_path):
 @pytest.mark.parametrize("refused", ["Ask 0", "Ask 1"])
 def test_one_question_blocks_no_other(judged, monkeypatch, fault, refused):
     """It is listed with the reason, left without a verdict, and asked again on request only."""
-    monkeypatch.setattr("endpoint.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.0)
 
     def fault_of(request: dict) -> str:
         return fault if refused in request["messages"][-1]["content"] else ""
@@ -153,6 +152,41 @@ def judge_faults() -> dict:
     from judge_server import FAULTS
 
     return FAULTS
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "System role not supported"),
+        (500, "Jinja Exception: System role not supported at row 1"),
+        (400, "Developer instruction is not enabled for models/gemma-3-27b-it"),
+        (400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+    ],
+)
+def test_a_judge_without_system_messages(judged, monkeypatch, status, words):
+    """Found out once and said once; the benchmark's system prompt then begins the user's message."""
+    monkeypatch.setitem(judge_faults(), "system", (status, {"error": {"message": words}}))
+
+    def fault_of(request: dict) -> str:
+        return "system" if request["messages"][0]["role"] == "system" else ""
+
+    with serving(lambda messages: ("[[A>B]]", []), fault_of=fault_of) as server:
+        said, rows = judged("arenahard", server.url)
+    assert scores(rows) == ["A>B"] * 6 and len(server.served) == 6
+    assert server.refused == ["system"] and said.count("takes no system message") == 1
+    assert {request["messages"][0]["content"][:11] for request in server.served} == {"Judge.\n\nAsk"}
+    assert {len(request["messages"]) for request in server.served} == {1}
+
+
+def test_the_key_is_shown_nowhere(judged, fails, tmp_path, monkeypatch):
+    """Even where the server repeats it."""
+    monkeypatch.setitem(judge_faults(), "echo", (400, {"error": {"message": f"I do not like {KEY} here"}}))
+    with serving(lambda messages: ("[[A>B]]", []), faults=["", "echo"]) as server:
+        said, rows = judged("arenahard", server.url)
+    assert "I do not like *** here" in said and scores(rows).count("A>B") == 5
+    assert not any(KEY in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    message = fails(judge.main, *judge_files(tmp_path, "arenahard"), "--base_url", f"https://me:{KEY}@host/v1")
+    assert "base_url" in message and KEY not in message
 
 
 def test_judge_args(judged, fails, tmp_path):
@@ -290,10 +324,10 @@ def test_thoughts_in_answers(judged, fails, tmp_path):
     ],
 )
 def test_how_long_a_server_asks_to_wait(headers, least, most):
-    wait = endpoint.wait_asked_for(httpx.Headers(headers))
+    wait = responses.wait_asked_for(httpx.Headers(headers))
     assert wait is None if least is None else least <= wait <= most
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=1000))
-    assert 0 < endpoint.wait_asked_for(httpx.Headers({"retry-after": soon})) <= 1000
+    assert 0 < responses.wait_asked_for(httpx.Headers({"retry-after": soon})) <= 1000
 
 
 def test_both_names_of_the_limit(judged, monkeypatch):

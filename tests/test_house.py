@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 
 LAYERS = ["train", "objectives", "logps", "data", "chat", "config", "folder", "model_files", "files", "console"]
-BESIDE = {
-    "engine": {"console", "files", "folder", "model_files"}
-}  # what a package outside the row of layers may import
+BESIDE = {  # what a package outside the row of layers may import
+    "engine": {"console", "files", "folder", "model_files"},
+    "judge": {"console", "folder", "chat"},
+}
 PROGRAMS = ["scripts", "on_policy_data_gen", "eval", "benchmarks", "examples", "generate.py"]
 
 

@@ -13,12 +13,13 @@ from typing import Any
 from alpaca_package import INSTALL, Annotator, leaderboard, length_controlled, raw
 from benchmarks.base import Benchmark, notes
 from decoding import Settings, checked, checked_engine, refuse_unknown
-from parts import AnswerFiles, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
+from parts import AnswerFiles, JudgeFiles, Judging, Question, ScoreFiles
 from published import Point
 from records import Row, find_file, read_rows, refuse_gaps, refuse_repeats
 from simpo.config import read_yaml
 from simpo.console import UserError, warn
 from simpo.files import write_json
+from simpo.judge.tasks import Outcome, Reading, Task
 
 BASELINE, ANNOTATOR = "gpt4_1106_preview", "weighted_alpaca_eval_gpt4_turbo"
 QUESTIONS = 805
@@ -132,7 +133,7 @@ class AlpacaEval2(Benchmark):
             tasks=[Task(key, 1, messages) for key, messages in prompts.items()],
             parameters=annotator.parameters,
             rows=rows,
-            may_be_cut=bool(annotator.parameters.get("logprobs")),  # only the first token counts
+            reading=Reading(may_be_cut=bool(annotator.parameters.get("logprobs"))),  # only the first token counts
             judge_name=annotator.name,
             record={"annotator": annotator.name},
         )

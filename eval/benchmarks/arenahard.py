@@ -18,13 +18,14 @@ from battles import V01, VERDICT, Battle, battles_of_judgments, battles_of_list,
 from benchmarks.base import Benchmark, answer_id, notes
 from decoding import Settings, checked, refuse_unknown
 from judge_prompts import fill, messages
-from parts import JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
+from parts import JudgeFiles, Judging, Question, ScoreFiles
 from published import Point
 from records import Row, find_file, kind_of, read_items, read_rows, refuse_gaps
 from simpo.config import read_yaml
 from simpo.config.values import check_type
 from simpo.console import UserError, warn
 from simpo.files import read_text
+from simpo.judge.tasks import Outcome, Reading, Task
 
 JUDGE, QUESTIONS = "gpt-4-1106-preview", 500
 # Asked when a reply holds no verdict; the benchmark asks once more in a similar way.
@@ -136,7 +137,8 @@ class ArenaHard(Benchmark):
             games = zip(tasks[::2], tasks[1::2], strict=True)
             return [judgment(model, baseline, judge, rows_of[g[0].question_id], g, outcomes) for g in games]
 
-        return Judging(model, tasks, prompts.parameters, rows, prompts.patterns, prompts.rule, prompts.attempts, AGAIN)
+        reading = Reading(prompts.patterns, prompts.rule, prompts.attempts, AGAIN)
+        return Judging(model, tasks, prompts.parameters, rows, reading)
 
     # --- score
 

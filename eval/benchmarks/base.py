@@ -6,11 +6,12 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from decoding import Decoding, Settings
-from parts import AnswerFiles, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task
+from parts import AnswerFiles, JudgeFiles, Judging, Question, ScoreFiles
 from published import Point, published_points, published_rows
 from records import Row, read_rows, refuse_gaps, refuse_repeats
 from simpo.console import UserError
 from simpo.files import write_rows
+from simpo.judge.tasks import Outcome, Reading, Task
 from thoughts import take_off
 
 REMEDY = "generate the rest, or name the matching files with --questions and --answers"
@@ -27,7 +28,7 @@ class Benchmark:
         decoding: defaults of `Decoding`; temperature None: `temperature_of` each question.
         needs: what judge.py must be given beside the answers.
         judge_parameters: of the judge's request.
-        patterns, rule: how a verdict is read (see `Judging`).
+        patterns, rule: how a verdict is read (see `Reading`).
         columns: (heading, key of a score, decimals) of the printed table, the first decides its order.
         published: {key of a score: column of published_results.csv}.
         length_unit: what avg_length counts.
@@ -210,7 +211,7 @@ class Benchmark:
         def rows(outcomes: dict[Any, Outcome], judge: str) -> list[Row]:
             return [self.judgment_row(model, judge, task, outcomes[task.key]) for task in tasks]
 
-        return Judging(model, tasks, self.judge_parameters, rows, self.patterns, self.rule)
+        return Judging(model, tasks, self.judge_parameters, rows, Reading(self.patterns, self.rule))
 
     def tasks(self, question: Question, answers: list[str]) -> list[Task]:
         """The judgments of one question."""

@@ -12,11 +12,12 @@ import numpy as np
 from benchmarks.base import Benchmark, notes
 from decoding import Settings, checked, checked_engine, refuse_unknown
 from judge_prompts import fill, messages
-from parts import RULES, JudgeFiles, Judging, Outcome, Question, ScoreFiles, Task, find_labels
+from parts import JudgeFiles, Judging, Question, ScoreFiles
 from records import Row, read_rows, refuse_gaps
 from simpo.chat.thinking import after_thinking
 from simpo.config import read_yaml
 from simpo.console import UserError, say, warn
+from simpo.judge.tasks import RULES, Outcome, Reading, Task, find_labels
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_QUESTION, PER_CATEGORY = 81, 10
@@ -81,7 +82,7 @@ class MTBench(Benchmark):
         def rows(outcomes: dict[Any, Outcome], judge: str) -> list[Row]:
             return [self.judgment_row(model, judge, task, outcomes[task.key]) for task in tasks]
 
-        return Judging(model, tasks, self.judge_parameters, rows, PATTERNS)
+        return Judging(model, tasks, self.judge_parameters, rows, Reading(PATTERNS))
 
     def judgment_row(self, model: str, judge: str, task: Task, outcome: Outcome) -> Row:
         return {

@@ -9,7 +9,8 @@ from simpo.console import UserError
 
 
 def clean_messages(value: Any, column: str) -> Messages:
-    """A column's messages, without the nulls that arrow fills in where other rows have more keys.
+    """A column's messages, without the nulls that arrow fills in where other rows have more keys. Parts of text become
+    one text.
 
     Raises:
         UserError: it is no non-empty list of messages whose contents are text (null only beside tool calls).
@@ -25,16 +26,34 @@ def clean_messages(value: Any, column: str) -> Messages:
         where = f"{column}, message {number}"
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise UserError(f'{where} is not {{"role": ..., "content": ...}}')
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        try:
+            content = join_parts(message["content"])
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
         if not isinstance(role, str):
             raise UserError(f"{where}: its role is no text")
         if not are_calls(message.get("tool_calls")):
             raise UserError(f"{where}: its tool_calls are no list of calls")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            kind = "null" if content is None else "a list of parts" if isinstance(content, list) else "no text"
-            raise UserError(f"{where}: its content is {kind}")
-        messages.append({"role": role, "content": content, **without_nulls(dict(message))})
+            raise UserError(f"{where}: its content is {'null' if content is None else 'no text'}")
+        messages.append({"role": role, "content": content, **without_nulls({**message, "content": content})})
     return messages
+
+
+def join_parts(content: Any) -> Any:
+    """The text of a content given as a list of {"type": "text", "text": ...}; any other content as it is.
+
+    Raises:
+        ValueError: a part is no text, such as an image; says so.
+    """
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"its content has a part that is no text ({kind})")
+    return "".join(part["text"] for part in content)
 
 
 def are_calls(value: Any) -> bool:

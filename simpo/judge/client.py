@@ -5,7 +5,8 @@ What one request can run into, and what follows:
                    asked again, as long as the server asks to wait
     for ever       this question is refused (a content filter, too long): `Refusal`; the rest goes on
     for all        no such address, model or key, a page instead of JSON: a UserError
-    a parameter    that the judge does not know is taken out or spelt anew, for all later requests
+    a parameter    that the judge does not know is taken out or spelt anew, for all later requests; where it knows no
+                   system message, that text begins the user's
 """
 
 import json
@@ -13,23 +14,21 @@ import os
 import re
 import time
 from threading import Event, Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
-from records import Row, mended, shorten
-from responses import problem_of, text_of, wait_asked_for
 from simpo.chat.thinking import split_thinking
 from simpo.console import UserError, warn
+from simpo.judge.endpoint import CONTINUE, KEY, LIMITS, Endpoint, address_of
+from simpo.judge.responses import Row, mended, problem_of, shorten, text_of, wait_asked_for
+from simpo.judge.tasks import without_system
 
-KEY = "OPENAI_API_KEY"
-CONTINUE = "the replies so far are kept, and the same command continues"
 # How often a request is sent, at most, by what it runs into; and seconds of the first pause, and of the longest that a
 # server may ask for.
 TRIES = {"limit": 12, "server": 6, "dropped": 6, "unreachable": 6, "timeout": 3, "garbled": 3}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 600.0
 MORE_ROOM = 4  # a reply that was cut is asked for once more, with so many times the tokens
-LIMITS = ("max_completion_tokens", "max_tokens")
 FILTERED = re.compile(
     r"content[ _-]?(filter|policy|management)|moderat|flagged|safety|inappropriate|prohibited|data_inspection", re.I
 )
@@ -39,15 +38,11 @@ UNKNOWN_PARAMETER = re.compile(
     r"use .max_completion_tokens",
     re.I,
 )
-
-
-class Endpoint(NamedTuple):
-    """Where the judge is, and how patiently to ask it. The key stays in the environment."""
-
-    model: str
-    base_url: str | None
-    timeout: float
-    concurrency: int
+NO_SYSTEM = re.compile(
+    r"system[ _-](role|message|prompt|instruction)|(role|message)\W{0,3}\bsystem\b|developer instruction|"
+    r"roles must alternate|only user and assistant roles",
+    re.I,
+)
 
 
 class Refusal(Exception):
@@ -66,36 +61,6 @@ class Trouble(Exception):
         self.kind, self.wait = kind, wait
 
 
-def check_key() -> None:
-    """Raise a UserError when there is no key to send."""
-    key = os.environ.get(KEY, "").strip()
-    if not key:
-        raise UserError(
-            f"{KEY} is not set: put the endpoint's key into this environment variable (any word for a local server "
-            "that wants none)"
-        )
-    if not key.isascii() or not key.isprintable():
-        raise UserError(f"{KEY} holds characters that no key has (a line break, a letter that is not ASCII)")
-
-
-def address_of(base_url: str | None) -> str:
-    """The endpoint's address, without the path of a request.
-
-    Raises:
-        UserError: it is no address.
-    """
-    address = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").strip().rstrip("/")
-    try:
-        url = httpx.URL(address)
-    except httpx.InvalidURL as error:
-        raise UserError(f"base_url: {address!r} is no address: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"base_url: {address!r} must begin with http:// or https://, and end in /v1")
-    if url.path.endswith("/completions"):
-        raise UserError(f"base_url: {address} must end before /chat/completions")
-    return address
-
-
 class Judge:
     """The judge, asked by several threads at a time.
 
@@ -110,10 +75,11 @@ class Judge:
     def __init__(self, endpoint: Endpoint, parameters: Row):
         self.endpoint, self.address = endpoint, address_of(endpoint.base_url)
         self.parameters = {key: value for key, value in parameters.items() if value is not None}
-        self.worked, self.lock, self.stopped = False, Lock(), Event()
+        self.worked, self.takes_system, self.lock, self.stopped = False, True, Lock(), Event()
+        self.key = os.environ[KEY].strip()
         # httpx hands a proxy's and a certificate's settings on from the environment
         self.client = httpx.Client(
-            headers={"Authorization": f"Bearer {os.environ[KEY].strip()}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
             timeout=httpx.Timeout(endpoint.timeout, connect=min(10, endpoint.timeout)),
             limits=httpx.Limits(max_connections=endpoint.concurrency),
         )
@@ -138,7 +104,7 @@ class Judge:
             except Trouble as trouble:
                 self.wait_or_give_up(trouble, tries)
                 continue
-            if reply is None:  # a parameter was refused and changed
+            if reply is None:  # what was refused is changed
                 tries -= 1
                 continue
             limit = next((parameters[name] for name in LIMITS if name in parameters), None)
@@ -173,12 +139,13 @@ class Judge:
         raise Refusal(str(trouble))
 
     def send(self, messages: list[dict[str, str]], parameters: Row) -> Row | None:
-        """Send one request; None: a parameter was refused, and is changed.
+        """Send one request; None: a parameter or the system message was refused, and is changed.
 
         Raises:
             Trouble, Refusal, UserError: as their names say.
         """
-        body = json.dumps({"model": self.endpoint.model, "messages": messages} | parameters)
+        as_sent = messages if self.takes_system else without_system(messages)
+        body = json.dumps({"model": self.endpoint.model, "messages": as_sent} | parameters)
         try:
             response = self.client.post(f"{self.address}/chat/completions", content=body.encode())
         except httpx.ConnectError as error:
@@ -191,6 +158,10 @@ class Judge:
         content = self.read(response)
         status, message, code = problem_of(response.status_code, content)
         if status is not None:
+            message = message.replace(self.key, "***")  # some servers repeat it
+            if as_sent[0]["role"] == "system" and NO_SYSTEM.search(message):
+                self.leave_system_out(message)
+                return None
             return self.refused(status, message, code, parameters, response.headers)
         return self.reply_in(content)
 
@@ -237,7 +208,7 @@ class Judge:
         if status == 404:
             raise UserError(
                 f"{where} has no judge {self.endpoint.model!r} (status 404: {shorten(message)}); name another with "
-                "--judge"
+                f"{self.endpoint.named_by}"
             )
         if status in (402, 405) or 300 <= status < 400:
             moved = headers.get("Location", "")
@@ -247,6 +218,15 @@ class Judge:
             )
         if not self.changed(words, parameters):
             raise Refusal(f"status {status}: {shorten(message, 200)}")
+
+    def leave_system_out(self, message: str) -> None:
+        with self.lock:
+            if self.takes_system:
+                self.takes_system = False
+                warn(
+                    f"{self.endpoint.model} takes no system message: its text is put before the user's; "
+                    f"{shorten(message, 120)}"
+                )
 
     def changed(self, words: str, parameters: Row) -> bool:
         """Take out or spell anew the parameter that an error is about; whether there was one."""

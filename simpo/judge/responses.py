@@ -8,7 +8,22 @@ from typing import Any
 
 import httpx
 
-from records import Row, mended
+Row = dict[str, Any]
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def mended(value: Any) -> Any:
+    """The value with the sign for it in place of half a character (a lone surrogate), which no tokenizer takes."""
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: mended(part) for key, part in value.items()}
+    return [mended(part) for part in value] if isinstance(value, list) else value
+
+
+def shorten(text: str, width: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def text_of(message: Row) -> str:
