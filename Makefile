@@ -1,5 +1,5 @@
 # make quickstart   trains a small model on this machine's CPU, end to end
-# make test         runs the tests
+# make test         runs the tests              make test-fast  those that need neither an engine nor several processes
 # Both make their own environment in .venv first (Linux, Python 3.11; about 4 GB).
 
 PYTHON ?= python3.11
@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: env quickstart test style quality bench clean
+.PHONY: env quickstart test test-fast style quality bench clean
 
 env: .venv/.complete
 
@@ -29,6 +29,9 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-fast: env
+	$(BIN)/python -m pytest -m "not slow"
 
 style: env
 	$(BIN)/ruff check --fix .

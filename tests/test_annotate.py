@@ -106,6 +106,7 @@ def test_results(monkeypatch, tmp_path, armorm, candidates, capsys):
     assert (out / "annotate_summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_rules_and_margin_without_scoring_again(monkeypatch, tmp_path, armorm, candidates, capsys):
     argv = [
         "--generation_file",

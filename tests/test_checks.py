@@ -235,6 +235,7 @@ def mutated(text: str, keys: list[str], rng: random.Random) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_mutated_files_are_accepted_or_refused_in_one_line(config, monkeypatch, capsys):
     def accepted(*_, **__):
         raise UserError("accepted")

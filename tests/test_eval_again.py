@@ -72,6 +72,7 @@ def without_times(found: dict[str, bytes]) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_judging_killed_at_every_file_operation(tmp_path, monkeypatch):
     """The final files are those of an uninterrupted run; what the journal held is not asked again."""
     options, out = judge_files(tmp_path, "arenahard", questions=QUESTIONS), tmp_path / "out"
@@ -113,6 +114,7 @@ def recorded_engine(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_answering_killed_at_every_file_operation(tmp_path, monkeypatch, recorded_engine):
     questions = [{"question_id": i, "category": "math", "turns": [f"Ask {i}", "Why?"]} for i in range(2)]
     tiny_tokenizer().save_pretrained(tmp_path / "model")

@@ -83,6 +83,7 @@ def test_llama_that_adds_its_own_bos_agrees(check, llama):
     assert "would get a second BOS" not in check(llama(adds_bos=False))[1]
 
 
+@pytest.mark.slow
 def test_real_mistral_tokenizers_agree(check, shared, tmp_path):
     folder = shared / "tokenizers"
     assert check(folder / "mistral_v1")[0] == 0

@@ -36,6 +36,7 @@ def test_templates_are_text_in_two_of_them():
     assert found == ["gemma-2-9b-it-simpo", "llama-3-8b-base-sft"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_trains(name, model_folder, tmp_path, monkeypatch, capsys):
     rows = make_pairs(10)

@@ -60,6 +60,7 @@ def result(folder: Path) -> dict:
     return {"weights": weights, "history": without_rates(state["log_history"]), "files": names} | reports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"max_steps": -1, "num_train_epochs": 1}], ids=["steps", "epochs"])
 def test_a_finished_run_stays_as_it_is(stops_short, run, tmp_path, capsys, monkeypatch, changes):
     path = stops_short(**changes, save_steps=2, eval_strategy="steps", eval_steps=2, generate_during_eval=True)
@@ -135,6 +136,7 @@ def test_best_model_keeps_its_own_evaluation(stops_short, run, tmp_path):
 # ---- kills -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kills_at_every_file_operation(stops_short, run, tmp_path):
     """Of the second checkpoint and the final save, and some of the first: the same command, the same result."""
     path = stops_short(max_steps=2, eval_strategy="steps", eval_steps=1, save_total_limit=1)
@@ -287,6 +289,7 @@ def test_after_a_resume_no_rate_of_a_part_stands_for_the_whole(finished, run, tm
         assert not any(f'"{rate}"' in after for rate in SINCE_RESUME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tear", [zeros_in_the_middle, TEARS["empty"], lambda path: os.truncate(path, 900)])
 def test_torn_caches_of_the_data_are_made_again(config, run, tmp_path, capsys, tear):
     write_jsonl(tmp_path / "pairs" / "train.jsonl", make_pairs(8, offset=os.getpid()))

@@ -48,6 +48,7 @@ def check_same(folder, names, tolerance=1e-4) -> list[dict]:
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_twenty_steps_on_both_paths(preference, tmp_path, monkeypatch, capsys, name):
     path = preference(name, max_steps=20, gradient_accumulation_steps=1)
@@ -66,6 +67,7 @@ def test_twenty_steps_on_both_paths(preference, tmp_path, monkeypatch, capsys, n
     assert objective.paper in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WITH_REFERENCE if name != "wpo"])
 def test_second_copy_adapters_off_and_precomputed_agree(preference, tmp_path, monkeypatch, model_folder, name):
     path = preference(name, use_peft=True, lora_r=4, learning_rate=1e-2, max_steps=3)

@@ -33,6 +33,7 @@ def run(monkeypatch, *argv: str) -> None:
 # ---- the recorded runs of the original ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama3", "llama3-v2", "llama3-sft", "mistral"])
 def test_recorded_run(shared, tmp_path, monkeypatch, name):
     check_recorded_run(shared, tmp_path, monkeypatch, run_simpo, "SimPOTrainer", name)
@@ -98,6 +99,7 @@ def test_other_families(config, tmp_path, monkeypatch, capsys, family):
     assert all(0 < entry["loss"] < 5 for entry in losses(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_accumulation_makes_no_difference(config, tmp_path, monkeypatch):
     """1 x 4 accumulated, 4 x 1, and 2 x 2 give the same steps."""
     for name, batch, accumulated in (("a", 1, 4), ("b", 4, 1), ("c", 2, 2)):
@@ -130,6 +132,7 @@ def test_lora(config, tmp_path, monkeypatch, model_folder):
 # ---- stopping and resuming ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
     path = config(max_steps=8, save_strategy="steps", save_steps=3)
     whole = run_script(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'whole'}")
@@ -251,6 +254,7 @@ def test_no_pair_left(config, fails, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_errors_from_the_shell_have_no_traceback(config):
     result = run_script(sys.executable, SCRIPT, config(), "--betta=2")
     assert result.returncode == 2 and result.stdout == ""

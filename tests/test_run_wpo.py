@@ -27,6 +27,7 @@ def wpo(config):
     return lambda **changes: config(**({"beta": 0.1, "gamma_beta_ratio": None, "dataset_splits": ["train"]} | changes))
 
 
+@pytest.mark.slow
 def test_recorded_run(shared, tmp_path, monkeypatch):
     check_recorded_run(shared, tmp_path, monkeypatch, run_wpo, "WPOTrainer", "wpo")
 
@@ -51,6 +52,7 @@ def count_loads(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_second_copy_and_precomputed_agree(wpo, tmp_path, monkeypatch, model_folder):
     monkeypatch.setattr("simpo.train.reference.HF_DATASETS_CACHE", str(tmp_path))  # nothing another test has computed
     path = wpo(dataset_splits=["train", "test"], do_eval=True)
@@ -65,6 +67,7 @@ def test_second_copy_and_precomputed_agree(wpo, tmp_path, monkeypatch, model_fol
     assert results[1]["eval_loss"] == results[2]["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_off_second_copy_and_precomputed_agree(wpo, tmp_path, monkeypatch, model_folder):
     path = wpo(use_peft=True, lora_r=4, learning_rate=1e-2)
     run(monkeypatch, path, f"--output_dir={tmp_path / 'adapters'}")
@@ -74,6 +77,7 @@ def test_adapters_off_second_copy_and_precomputed_agree(wpo, tmp_path, monkeypat
     assert abs(losses(tmp_path / "copy")[-1]["rewards/margins"]) > 1e-3  # the policy did move
 
 
+@pytest.mark.slow
 def test_stale_precomputed_values_are_not_used(wpo, tmp_path, monkeypatch):
     model = tiny_model(tmp_path / "model")
     loads = count_loads(monkeypatch)
@@ -100,6 +104,7 @@ TEARS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEARS)
 def test_torn_precomputed_values_are_computed_again(wpo, tmp_path, monkeypatch, capsys, kind):
     model = tiny_model(tmp_path / "model")  # of this test: so are the values
