@@ -20,6 +20,8 @@ from simpo.folder import lock_folder
 from simpo.train.finish import SINCE_RESUME
 from tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
 RATES = ("runtime", "per_second", "train_loss", "flos")
 
@@ -60,7 +62,6 @@ def result(folder: Path) -> dict:
     return {"weights": weights, "history": without_rates(state["log_history"]), "files": names} | reports
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"max_steps": -1, "num_train_epochs": 1}], ids=["steps", "epochs"])
 def test_a_finished_run_stays_as_it_is(stops_short, run, tmp_path, capsys, monkeypatch, changes):
     path = stops_short(**changes, save_steps=2, eval_strategy="steps", eval_steps=2, generate_during_eval=True)
@@ -136,7 +137,6 @@ def test_best_model_keeps_its_own_evaluation(stops_short, run, tmp_path):
 # ---- kills -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_kills_at_every_file_operation(stops_short, run, tmp_path):
     """Of the second checkpoint and the final save, and some of the first: the same command, the same result."""
     path = stops_short(max_steps=2, eval_strategy="steps", eval_steps=1, save_total_limit=1)
@@ -289,7 +289,6 @@ def test_after_a_resume_no_rate_of_a_part_stands_for_the_whole(finished, run, tm
         assert not any(f'"{rate}"' in after for rate in SINCE_RESUME)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tear", [zeros_in_the_middle, TEARS["empty"], lambda path: os.truncate(path, 900)])
 def test_torn_caches_of_the_data_are_made_again(config, run, tmp_path, capsys, tear):
     write_jsonl(tmp_path / "pairs" / "train.jsonl", make_pairs(8, offset=os.getpid()))
@@ -331,7 +330,6 @@ def test_one_run_at_a_time(finished, fails, tmp_path):
         assert "another run is writing to this folder" in fails(main, path, f"--output_dir={tmp_path / 'out'}")
 
 
-@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_trainer(config, tmp_path):
     path = config(max_steps=10_000, save_strategy="steps", save_steps=1, save_total_limit=1)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu", SCRIPT, path]

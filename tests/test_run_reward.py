@@ -15,6 +15,8 @@ from simpo.data.comparisons import scored_inputs
 from tiny_models import tiny_tokenizer
 from tiny_reward_models import tiny_deberta, tiny_encoder
 
+pytestmark = pytest.mark.slow  # whole runs
+
 REWARD = {"beta": None, "gamma_beta_ratio": None, "max_prompt_length": None, "bf16": False}
 
 
