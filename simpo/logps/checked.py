@@ -37,14 +37,18 @@ class CheckedLogps:
         Raises:
             UserError: `fused_logps` asks for a path that does not give this model's log-probabilities.
         """
-        core = self.accelerator.unwrap_model(model)
-        if core not in self.paths:
-            self.paths[core] = self._tried(model, core, batch)
-        path, pad = self.paths[core], self.args.label_pad_token_id
+        core, path, pad = self.accelerator.unwrap_model(model), self.path(model, batch), self.args.label_pad_token_id
         settings = {"label_pad_token_id": pad, "with_weights": with_weights}
         if path.fused:
             return fast_logps(model, core, path, **batch, **settings, logits_memory=self.args.logits_memory)
         return plain_logps(model, **batch, **settings)
+
+    def path(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> FastPath:
+        """The path for a model; arguments and errors as in a call."""
+        core = self.accelerator.unwrap_model(model)
+        if core not in self.paths:
+            self.paths[core] = self._tried(model, core, batch)
+        return self.paths[core]
 
     def _tried(self, model: nn.Module, core: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FastPath:
         path = choose_path(core, self.args)

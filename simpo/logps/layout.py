@@ -32,6 +32,21 @@ def shared_lengths(
     return ((chosen == rejected) & chosen_prompt & rejected_prompt).long().cumprod(dim=1).sum(dim=1)
 
 
+def row_lengths(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    label_pad_token_id: int,
+    shared_prompt: bool,
+) -> torch.Tensor:
+    """Tokens of each pair's rows, int64: (B, 1) where the two sequences share one, else (B, 2)."""
+    lengths = attention_mask.sum(dim=1).view(2, -1).T
+    if not shared_prompt:
+        return lengths
+    shared = shared_lengths(input_ids, attention_mask, labels, label_pad_token_id)
+    return lengths.sum(dim=1, keepdim=True) - shared.unsqueeze(1)
+
+
 def lay_out(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,

@@ -64,6 +64,13 @@ class PreferenceConfig(TrainingArguments):
             "product (by device and free memory; 0: none)."
         },
     )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run each optimizer step's pairs (per_device_train_batch_size x gradient_accumulation_steps per "
+            "process) in micro-batches of at most so many tokens, with the same results."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     label_pad_token_id: int = field(default=-100, metadata={"help": "Label that marks tokens not to be predicted."})
     padding_value: int | None = field(default=None, metadata={"help": "Id that fills batches (the pad token)."})
@@ -101,6 +108,8 @@ class PreferenceConfig(TrainingArguments):
             raise ValueError("shared_prompt, padding_free: parts of the fast path, which fused_logps: false turns off")
         if self.logits_memory is not None and not self.logits_memory >= 0:
             raise ValueError(f"logits_memory ({self.logits_memory:g}) is in GB: 0 or more")
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
+            raise ValueError(f"max_tokens_per_micro_batch ({self.max_tokens_per_micro_batch}) must be at least 1")
         if not self.sft_weight >= 0:
             raise ValueError(f"sft_weight ({self.sft_weight:g}) must be at least 0")
         if self.declaration is None:
@@ -109,6 +118,11 @@ class PreferenceConfig(TrainingArguments):
             raise ValueError(
                 f"objective: {self.objective}, where {self.declaration.name} is trained; scripts/run_preference.py "
                 "trains with any objective"
+            )
+        if self.max_tokens_per_micro_batch is not None and (self.declaration.mismatched or self.declaration.unpaired):
+            raise ValueError(
+                f"max_tokens_per_micro_batch: not under {self.objective}, whose losses depend on which pairs make up a "
+                "batch; leave it out"
             )
         for setting in self.declaration.settings:
             setting.check(getattr(self, setting.name))

@@ -42,7 +42,7 @@ DECISIVE = {
 INDIFFERENT = {
     *("model_name_or_path", "model_init_kwargs", "trust_remote_code", "attn_implementation"),
     *("preprocessing_num_workers", "dataset_num_proc", "generate_during_eval", "precompute_ref_log_probs"),
-    *("fused_logps", "shared_prompt", "padding_free"),
+    *("fused_logps", "shared_prompt", "padding_free", "logits_memory", "max_tokens_per_micro_batch"),
 }
 
 T = TypeVar("T")

@@ -118,6 +118,8 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         micro_batches = -(-rows // (args.per_device_train_batch_size * args.world_size))
         per_epoch = micro_batches / args.gradient_accumulation_steps
         steps = int((math.floor if args.drop_partial_step else math.ceil)(per_epoch) * args.num_train_epochs)
+    tokens = args.max_tokens_per_micro_batch
+    by_tokens = "" if tokens is None else f", in micro-batches of at most {tokens:,} tokens"
     lines = {
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
         f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",
@@ -125,7 +127,8 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         "objective": f"{trainer.objective.name} ({listed(trainer.objective_settings())})",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} accumulated), {steps} steps, learning rate {args.learning_rate:g}",
+        f"{args.gradient_accumulation_steps} accumulated{by_tokens}), {steps} steps, "
+        f"learning rate {args.learning_rate:g}",
         "first loss": expected_first_loss(trainer),
         "output": str(Path(args.output_dir).resolve()),
     }

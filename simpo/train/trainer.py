@@ -19,6 +19,7 @@ from simpo.console import UserError
 from simpo.data.pairs import DataReport, tokenize_pairs
 from simpo.data.tokenize import OwnCollator, PairTokenizer, PreferenceCollator
 from simpo.logps.checked import CheckedLogps
+from simpo.logps.fused import choose_path
 from simpo.logps.plain import ResponseLogps, get_batch_logps
 from simpo.objectives.base import PairOutputs, PreferenceLoss
 from simpo.objectives.wpo import wpo_response_weights, wpo_weights
@@ -31,11 +32,12 @@ from simpo.train.original_names import OriginalNames
 from simpo.train.policy import prepare_policy
 from simpo.train.reference import Reference
 from simpo.train.same_data import check_same_rows
+from simpo.train.token_batches import TokenBatches, check_longest
 from simpo.train.weights import check_vocabulary, load_named_model
 from simpo.train.whole_steps import WholeSteps
 
 
-class PreferenceTrainer(OriginalNames, WholeSteps):
+class PreferenceTrainer(OriginalNames, TokenBatches, WholeSteps):
     """transformers' Trainer for datasets of string columns prompt, chosen, rejected.
 
     Args:
@@ -133,6 +135,13 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         self.model_accepts_loss_kwargs = False  # no token counts over micro-batches: see loss_is_scaled_for_ga
         return_as_computed(self.accelerator)
         self.log_probs = CheckedLogps(args, self.accelerator)
+        if args.max_tokens_per_micro_batch is not None and self.train_dataset is not None:
+            if getattr(self.model.config, "output_router_logits", False):
+                raise UserError(
+                    "max_tokens_per_micro_batch: not with output_router_logits: the router's loss depends on which "
+                    "pairs make up a batch; leave it out"
+                )
+            check_longest(self.train_dataset, args.max_tokens_per_micro_batch, choose_path(self.model, args))
         self.reference = None
         if self.objective.reference:
             per_token = self.objective.logps == "mean"
@@ -190,6 +199,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
         responses = self.response_logps(model, batch, with_weights=self.args.use_wpo_weighting)
         logps = responses.means if self.objective.logps == "mean" else responses.sums
         n = len(logps) // 2
+        nll_length = batch.get("nll_length", responses.lengths[:n].float().mean())  # see `TokenBatches`
         weights = responses.log_weights
         weigh = wpo_response_weights if self.objective.unpaired else wpo_weights
         return PairOutputs(
@@ -200,7 +210,7 @@ class PreferenceTrainer(OriginalNames, WholeSteps):
             ref_chosen_logps=None if reference is None else reference[:n],
             ref_rejected_logps=None if reference is None else reference[n:],
             reference_point=reference_point,
-            chosen_nll=-responses.sums[:n].sum() / responses.lengths[:n].sum(),
+            chosen_nll=-(responses.sums[:n] / nll_length).mean(),
             chosen_mean_logits=responses.mean_logits[:n],
             rejected_mean_logits=responses.mean_logits[n:],
             weights=None if weights is None else weigh(weights[:n], weights[n:]),
