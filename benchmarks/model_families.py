@@ -125,15 +125,17 @@ class Results(NamedTuple):
     """Of a weighted sum of the responses' log-probabilities and ten times the router's loss, by parameter."""
 
 
-def results(model: torch.nn.Module, path: FastPath | None = None, **memory: Any) -> Results:
-    """What a path says of `MIXED` (None: the plain one)."""
+def results(
+    model: torch.nn.Module, path: FastPath | None = None, batch: dict[str, torch.Tensor] = MIXED, **memory: Any
+) -> Results:
+    """What a path says of a batch (None: the plain one)."""
     model.zero_grad()
     if path is None:
-        found = plain_logps(model, **MIXED, with_weights=True)
+        found = plain_logps(model, **batch, with_weights=True)
     else:
-        found = fast_logps(model, model, path, **MIXED, with_weights=True, **memory)
+        found = fast_logps(model, model, path, **batch, with_weights=True, **memory)
     torch.manual_seed(2)
-    loss = (found.sums * torch.randn(len(found.sums))).sum()
+    loss = (found.sums * torch.randn(len(found.sums)).to(found.sums)).sum()
     (loss if found.router_loss is None else loss + 10 * found.router_loss).backward()
     return Results(found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 

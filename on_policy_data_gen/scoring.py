@@ -80,6 +80,7 @@ def score_share(
         return
     journal = Journal(folder, f"scores.{processes.rank}.jsonl")
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # sdpa's first choice on an H100 plans anew for every shape
     source.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, torch_dtype))
 
     def is_done(unit: tuple[Any, ...]) -> bool:

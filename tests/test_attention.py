@@ -11,8 +11,10 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from model_families import MIXED
 from simpo.console import UserError
-from simpo.logps.attention import BRANCHED, Pieces, attending_by_spans, attention_name, branched_mask
+from simpo.logps.attention import BRANCHED, attending_by_spans, attention_name, branched_mask, branched_name
+from simpo.logps.branches import Rows
 from simpo.logps.fused import FastPath, choose_path, fast_logps
+from simpo.logps.pieces import Pieces
 from simpo.logps.plain import plain_logps
 from simpo.train.config import config_class
 from tiny_models import tiny_model
@@ -27,12 +29,13 @@ def loaded(request, tmp_path):
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32).eval()
 
 
-def test_importing_it_replaces_nothing():
+def test_it_replaces_nothing():
     """(All of simpo that trains is imported here.)"""
+    names = {branched_name(own) for own in ("sdpa", "eager")}
     attention, masks = AttentionInterface(), AttentionMaskInterface()
     assert attention["sdpa"] is sdpa_attention_forward and "eager" not in attention
     assert masks["sdpa"] is sdpa_mask and masks["eager"] is eager_mask
-    assert set(BRANCHED.values()) < set(attention) & set(masks)
+    assert names < set(attention) & set(masks)
 
 
 def test_another_sdpa_changes_nothing(monkeypatch, tmp_path):
@@ -80,14 +83,14 @@ def test_generating_and_saving_are_as_before(loaded, tmp_path):
 
 def test_a_failed_pass_leaves_nothing_behind(loaded):
     before = plain_logps(loaded, **MIXED).sums
-    with pytest.raises(RuntimeError), attending_by_spans(loaded, [[(1, 1, 1)]]):
+    with pytest.raises(RuntimeError), attending_by_spans(loaded, Rows([[(1, 1, 1)]], 3, torch.device("cpu"))):
         loaded(MIXED["input_ids"].float())
     torch.testing.assert_close(plain_logps(loaded, **MIXED).sums, before, rtol=0, atol=0)
 
 
 def test_masks_of_pieces_by_hand(loaded):
     """One pair of prompt 3, chosen 2 and rejected 1 under a window of 3 tokens; nothing to mask under one of 5."""
-    with attending_by_spans(loaded, [[(3, 2, 1)]]):
+    with attending_by_spans(loaded, Rows([[(3, 2, 1)]], 6, torch.device("cpu"))):
         pieces, wide, full = (
             branched_mask(own="sdpa", device=torch.device("cpu"), **size)
             for size in ({"local_size": 3}, {"local_size": 5}, {})

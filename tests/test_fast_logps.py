@@ -262,9 +262,12 @@ def test_what_is_chosen_and_refused(tmp_path, model_folder):
     assert choose(padding_free=False) == FastPath(True, True, False)
     assert choose(shared_prompt=False, padding_free=True) == FastPath(True, False, True)
     assert str(choose(fused_logps=False)) == "plain"
-    model.config._attn_implementation = "flash_attention_2"
+    for attention in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "flex_attention"):
+        model.config._attn_implementation = attention
+        assert choose() == FastPath(True, True, True)
+    model.config._attn_implementation = "paged|eager"
     assert choose() == FastPath(True, False, False)
-    with pytest.raises(UserError, match="shared_prompt: flash_attention_2"):
+    with pytest.raises(UserError, match="shared_prompt, padding_free: not with paged"):
         choose(shared_prompt=True)
     model.config._attn_implementation = "sdpa"
     from peft import LoraConfig, get_peft_model

@@ -91,10 +91,9 @@ def test_other_families(config, tmp_path, monkeypatch, capsys, family):
         tokenizer.bos_token = None
     extra = {"sliding_window": 32, "query_pre_attn_scalar": 32} if family == "gemma2" else {}
     model = tiny_model(tmp_path / f"tiny_{family}", family, tokenizer=tokenizer, **extra)
-    run(monkeypatch, config(model_name_or_path=model, max_steps=2, attn_implementation="flash_attention_2"))
+    run(monkeypatch, config(model_name_or_path=model, max_steps=2, attn_implementation="sdpa"))
     captured = capsys.readouterr()
-    fallback = "eager" if family == "gemma2" else "sdpa"
-    assert f"using {fallback} instead" in captured.err and f"{fallback} attention" in captured.out
+    assert ("using eager instead" in captured.err) == ("eager attention" in captured.out) == (family == "gemma2")
     assert ("the model's path says Mistral" in captured.out) == (family == "mistral")
     assert all(0 < entry["loss"] < 5 for entry in losses(tmp_path / "out"))
 

@@ -29,7 +29,11 @@ class ModelArguments:
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer, when not the model's."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa or flash_attention_2 (sdpa where that cannot run)."}
+        default=None,
+        metadata={
+            "help": "sdpa, eager, flash_attention_2 or _3, a kernel on the hub (kernels-community/flash-attn2), or "
+            "flex_attention (default: sdpa; Gemma-2: eager). All but the first two need a GPU."
+        },
     )
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from simpo.console import UserError
-from simpo.logps.attention import BRANCHED, attending_by_spans, attention_name
+from simpo.logps.attention import attending_by_spans, attention_name, branches_of
+from simpo.logps.branches import Rows
 from simpo.logps.families import FAMILIES, logit_shape, replaced_head
 from simpo.logps.head import HeadLogps, mean_logits
 from simpo.logps.layout import lay_out
@@ -65,10 +66,9 @@ def choose_path(model: PreTrainedModel, args: Any) -> FastPath:
     if reason or args.fused_logps is False:
         return FastPath(False, False, False, reason)
     attention = attention_name(config)
-    by_spans = attention in BRANCHED and model._can_set_attn_implementation()  # code of its own need not look it up
-    if attention == "flash_attention_2" and args.shared_prompt:
-        raise UserError("shared_prompt: flash_attention_2 has no such mask; use sdpa, or padding_free")
-    if not by_spans and attention != "flash_attention_2" and (args.shared_prompt or args.padding_free):
+    # (code of its own need not look its attention up)
+    by_spans = branches_of(attention) is not None and model._can_set_attn_implementation()
+    if not by_spans and (args.shared_prompt or args.padding_free):
         raise UserError(f"shared_prompt, padding_free: not with {attention} attention")
     shared_prompt, padding_free = (
         by_spans if asked is None else asked for asked in (args.shared_prompt, args.padding_free)
@@ -142,11 +142,13 @@ def fast_logps(
                 input_ids, attention_mask, labels, label_pad_token_id, path.shared_prompt, path.padding_free
             )
             places = layout.places
-            inputs = {"input_ids": layout.input_ids, "position_ids": layout.position_ids}
-            if attention_name(core.config) in BRANCHED:
-                inputs["attention_mask"] = layout.counts
-                stack.enter_context(attending_by_spans(core, layout.spans))
-            # (without a mask flash_attention_2 finds a row's sequences by their position ids)
+            inputs = {
+                "input_ids": layout.input_ids,
+                "position_ids": layout.position_ids,
+                "attention_mask": layout.counts,
+            }
+            rows = Rows(layout.spans, width=layout.input_ids.shape[1], device=input_ids.device)
+            stack.enter_context(attending_by_spans(core, rows))
         outputs = model(**inputs, use_cache=False)
     logps, lengths = outputs.logits.flatten(), wanted.sum(dim=1)
     return ResponseLogps(

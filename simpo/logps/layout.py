@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from simpo.logps.attention import Span
+from simpo.logps.branches import Span
 
 
 class Layout(NamedTuple):

@@ -12,11 +12,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, get_schedu
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils.generic import is_flash_attention_requested
 
 from simpo.config import DataArguments, ModelArguments
 from simpo.config.parser import culprit
 from simpo.config.reading import brief
 from simpo.console import UserError, warn
+from simpo.logps.varlen import check_kernel
 from simpo.train.config import PreferenceConfig
 from simpo.train.model import choose_dtype, get_quantization_config
 from simpo.train.model_on_paper import REFUSALS, check_policy, check_positions, model_on_paper
@@ -52,15 +54,20 @@ def check_settings(
     check_tracking(args)
     check_evaluation(data_args, args)
     check_launch(args)
-    choose_dtype(model_args, args)
+    dtype = choose_dtype(model_args, args)
     get_quantization_config(model_args)
     config = get_model_config(model_args)
     warn_of_idle_settings(model_args, data_args, args)
     check_positions(config, args, model_args.model_name_or_path)
     if reference := getattr(args, "ref_model_name_or_path", None):
         check_positions(get_model_config(replace(model_args, model_name_or_path=reference)), args, reference)
-    model_args.attn_implementation = choose_attention(model_args.attn_implementation, config.model_type)
-    model = None if objective == "reward" else model_on_paper(config, model_args.attn_implementation)
+    attention = model_args.attn_implementation = choose_attention(model_args.attn_implementation, config.model_type)
+    flash = is_flash_attention_requested(requested_attention_implementation=attention)
+    if flash and dtype == torch.float32 and args.mixed_precision == "no":
+        raise UserError(f"attn_implementation: {attention} has no float32: set bf16: true")
+    model = None if objective == "reward" else model_on_paper(config, attention)
+    if flash and model is not None:
+        check_kernel(model.config._attn_implementation, args.device)
     rehearse(args, model)
     if model is not None:
         check_policy(model, model_args, args)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import torch
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -19,7 +20,7 @@ from simpo.console import UserError, bars_are_shown, say, warn
 from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
 from simpo.files import weights_digest
-from simpo.logps.attention import attention_name
+from simpo.logps.attention import attention_name, branches_of
 from simpo.logps.fused import choose_path
 from simpo.train.checks import check_settings
 from simpo.train.config import PreferenceConfig
@@ -44,6 +45,7 @@ def start_run(
     """
     # torch's own deprecations, repeated by DeepSpeed in every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # sdpa's first choice on an H100 plans anew for every shape
     check_settings(model_args, data_args, args, objective)
     if isinstance(args, PreferenceConfig) and not model_args.use_peft:
         highest = args.declaration.highest_learning_rate
@@ -120,10 +122,12 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         steps = int((math.floor if args.drop_partial_step else math.ceil)(per_epoch) * args.num_train_epochs)
     tokens = args.max_tokens_per_micro_batch
     by_tokens = "" if tokens is None else f", in micro-batches of at most {tokens:,} tokens"
+    path, attention = choose_path(model, args), attention_name(model.config)
+    by_spans = path.shared_prompt or path.padding_free
     lines = {
         "model": f"{model.config._name_or_path} ({trained:,} trained weights, {model.dtype}, "
-        f"{args.mixed_precision} mixed precision, {attention_name(model.config)} attention)",
-        "log-probs": str(choose_path(model, args)),
+        f"{args.mixed_precision} mixed precision, {attention} attention)",
+        "log-probs": f"{path} (attending {branches_of(attention).how})" if by_spans else str(path),
         "objective": f"{trainer.objective.name} ({listed(trainer.objective_settings())})",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
         "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "

@@ -4,9 +4,11 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.config import ModelArguments
@@ -92,21 +94,48 @@ def position_limit(config: PretrainedConfig) -> int | None:
     return positions if positions is None or positions > 0 else None
 
 
-def choose_attention(requested: str | None, model_type: str) -> str | None:
-    """The attention implementation to load: what was asked for, where it can run.
+FLASH_PACKAGES = {  # the check for each, and what to install where the hub's builds do not do
+    "flash_attention_2": (is_flash_attn_2_available, "flash-attn --no-build-isolation"),
+    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
+}
 
-    flash_attention_2 needs CUDA and the flash-attn package; elsewhere sdpa takes its place, with a warning. Gemma-2
-    caps its attention logits, which sdpa cannot: eager.
+
+def choose_attention(requested: str | None, model_type: str) -> str | None:
+    """The attention implementation to load: what was asked for, or for Gemma-2 eager, as sdpa cannot cap its scores.
+
+    Raises:
+        UserError: it cannot run here.
     """
-    fallback = "eager" if model_type == "gemma2" else "sdpa"
-    if requested == "flash_attention_2" and not is_flash_attn_2_available():
-        warn(f"flash_attention_2 needs a CUDA GPU and the flash-attn package: using {fallback} instead")
-        return fallback
+    usual = "eager" if model_type == "gemma2" else "sdpa"
+    if requested is not None:
+        check_attention(requested, usual)
     if model_type == "gemma2" and requested in (None, "sdpa"):
         if requested == "sdpa":
             warn("sdpa cannot cap attention logits, which Gemma-2 needs: using eager instead")
-        return fallback
+        return usual
     return requested
+
+
+def check_attention(requested: str, usual: str) -> None:
+    """Refuse flash attention and FlexAttention where they cannot train.
+
+    The hub's prebuilt kernels serve as flash-attn where `kernels` is installed: transformers loads them.
+
+    Args:
+        usual: what to use instead.
+
+    Raises:
+        UserError: no GPU, or neither package is installed.
+    """
+    flash = is_flash_attention_requested(requested_attention_implementation=requested)
+    if (flash or requested == "flex_attention") and PartialState().device.type == "cpu":
+        raise UserError(f"attn_implementation: {requested} needs a GPU; here: --attn_implementation={usual}")
+    installed, package = FLASH_PACKAGES.get(requested, (None, ""))
+    if installed is not None and not installed(kernels_fallback_ok=True):
+        raise UserError(
+            f"attn_implementation: {requested} needs prebuilt kernels from the hub (pip install kernels) or a package "
+            f"that is built here (pip install {package}); without either: --attn_implementation={usual}"
+        )
 
 
 def load_named_model(name: str, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:

@@ -1,0 +1,299 @@
+"""The ways to attend by spans, each against the plain path of the same weights, in float32.
+
+Flash attention's kernels need a GPU: here one with the same signature stands in for the hub's build, and all else is
+what transformers does with that. The tests marked gpu take the real ones.
+"""
+
+import functools
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import transformers.integrations.hub_kernels
+import transformers.modeling_flash_attention_utils
+import transformers.modeling_utils
+import transformers.utils.import_utils
+from accelerate import Accelerator
+from conftest import losses
+from torch.nn.attention import flex_attention
+from transformers.utils import is_flash_attn_2_available
+
+import run_simpo
+from model_families import MIXED, PATHS, difference, results, tiny
+from simpo.console import UserError
+from simpo.logps import varlen
+from simpo.logps.attention import attention_name
+from simpo.logps.branches import Rows
+from simpo.logps.checked import CheckedLogps
+from simpo.logps.flex import Flex
+from simpo.logps.plain import plain_logps
+from simpo.logps.varlen import Varlen, lay_out_call, lay_out_calls
+from simpo.train import weights
+from simpo.train.weights import choose_attention
+from simpo_config import SimPOConfig
+
+BY_SPANS = [path for path in PATHS if path.shared_prompt or path.padding_free]
+KERNEL = "kernels-community/flash-attn2"
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+    window_size=(-1, -1), softcap=0.0, deterministic=False, s_aux=None,
+):  # fmt: skip
+    """q (N, heads, d); k, v (M, key heads, d); sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1]."""
+    found = []
+    for (start, end), (first, last) in zip(
+        *(c.long().unfold(0, 2, 1) for c in (cu_seqlens_q, cu_seqlens_k)), strict=True
+    ):
+        assert end - start <= max_seqlen_q and last - first <= max_seqlen_k
+        keys, values = (x[first:last].repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("ihd,jhd->hij", q[start:end], keys) * (softmax_scale or q.shape[-1] ** -0.5)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        offset = torch.arange(last - first) - torch.arange(end - start)[:, None] - (last - first) + (end - start)
+        if causal:
+            scores = scores.masked_fill(offset > 0, -torch.inf)
+        if window_size[0] >= 0:
+            scores = scores.masked_fill(offset < -window_size[0], -torch.inf)
+        if s_aux is not None:
+            scores = torch.cat([scores, s_aux.view(-1, 1, 1).expand(-1, end - start, 1)], dim=2)
+        found.append(torch.einsum("hij,jhd->ihd", scores.softmax(dim=2)[..., : last - first], values))
+    return torch.cat(found)
+
+
+def flash_attn_func(q, k, v, **kwargs):
+    """q (B, T, heads, d); k, v (B, S, key heads, d)."""
+    limits = [torch.arange(len(q) + 1, dtype=torch.int32) * part.shape[1] for part in (q, k)]
+    flat = (part.flatten(0, 1) for part in (q, k, v))
+    return flash_attn_varlen_func(*flat, *limits, q.shape[1], k.shape[1], **kwargs).view(q.shape)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The hub's build of flash attention, as `kernels` would load it: what it is called with."""
+    module, calls = ModuleType("kernels"), []
+
+    @functools.wraps(flash_attn_varlen_func)
+    def recorded(*args, **kwargs):
+        calls.append(kwargs)
+        return flash_attn_varlen_func(*args, **kwargs)
+
+    module.flash_attn_func, module.flash_attn_varlen_func = flash_attn_func, recorded
+    module.flash_attn_with_kvcache = None
+    module.get_kernel = lambda *_, **__: module
+    monkeypatch.setitem(sys.modules, "kernels", module)
+    hub, flash = transformers.integrations.hub_kernels, transformers.modeling_flash_attention_utils
+    for place in (hub, transformers.modeling_utils, transformers.utils.import_utils):
+        monkeypatch.setattr(place, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub, "get_kernel", module.get_kernel)
+    monkeypatch.setattr(flash, "_loaded_implementation", None)
+    is_flash_attn_2_available.cache_clear()
+    yield calls
+    is_flash_attn_2_available.cache_clear()
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention's definition, uncompiled, and with the gradients that it has but does not let a CPU compute."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def compared(case, attention, path):
+    model = tiny(case)
+    expected = results(model)
+    model.set_attn_implementation(attention)
+    return difference(results(model, path), expected), model
+
+
+@pytest.mark.parametrize("path", BY_SPANS, ids=str)
+@pytest.mark.parametrize(
+    "case", ["llama eager", "mistral", "gemma2 eager", "gemma3_text", "qwen2_moe", "gpt_oss eager"]
+)
+def test_varlen(kernel, case, path):
+    off, model = compared(case, "flash_attention_2", path)
+    assert off.values < 5e-5 and off.gradients < 1e-5, off
+    assert attention_name(model.config) == ("kernels-community/vllm-flash-attn3" if "gpt" in case else KERNEL)
+
+
+@pytest.mark.parametrize("path", BY_SPANS, ids=str)
+@pytest.mark.parametrize("case", ["llama eager", "mistral", "gemma2 eager"])
+def test_flex(flex_on_cpu, case, path):
+    off, _ = compared(case, "flex_attention", path)
+    assert off.values < 5e-5 and off.gradients < 1e-5, off
+
+
+def test_what_the_kernel_is_called_with(kernel):
+    """Two calls a layer, with places and limits that are worked out once for all layers, and Gemma-2's own settings."""
+    compared("gemma2 eager", "flash_attention_2", PATHS[-1])
+    layers = [kernel[i : i + 2] for i in range(0, len(kernel), 2)]
+    assert len(layers) == 2 and [layer[0].get("window_size") for layer in layers] == [(6, 6), None]
+    for layer in layers:
+        for call, first in zip(layer, layers[0], strict=True):
+            assert call["cu_seqlens_q"] is first["cu_seqlens_q"] and call["cu_seqlens_k"] is first["cu_seqlens_k"]
+            assert call["cu_seqlens_q"].dtype == torch.int32 and type(call["max_seqlen_q"]) is int
+            assert call["causal"] and call["softcap"] == 2.0 and call["max_seqlen_k"] >= call["max_seqlen_q"]
+
+
+def test_calls_by_hand():
+    """Two rows: prompt 2, chosen 1, rejected 2 and padding; no prompt, chosen 3 and rejected 1."""
+    (prompts, responses), order = lay_out_calls(Rows([[(2, 1, 2)], [(0, 3, 1)]], 6, torch.device("cpu")))
+    assert prompts.queries.tolist() == prompts.keys.tolist() == [0, 1, 6, 7, 8, 9]
+    assert prompts.limits["cu_seq_lens_q"].tolist() == prompts.limits["cu_seq_lens_k"].tolist() == [0, 2, 5, 6]
+    assert responses.queries.tolist() == [2, 3, 4] and responses.keys.tolist() == [0, 1, 2, 0, 1, 3, 4]
+    assert responses.limits["cu_seq_lens_q"].tolist() == [0, 1, 3]
+    assert responses.limits["cu_seq_lens_k"].tolist() == [0, 3, 7]
+    assert (responses.limits["max_length_q"], responses.limits["max_length_k"]) == (2, 4)
+    assert order.tolist() == [0, 1, 6, 7, 8, 9, 2, 3, 4, 5, 9, 9]
+
+
+def test_block_mask_by_hand():
+    """Prompt 2, chosen 2, rejected 1 and one of padding, under a window of 3 tokens."""
+    mask = Flex(Rows([[(2, 2, 1)]], 6, torch.device("cpu")), 3, "flex_attention").mask
+    seen = torch.stack([mask.mask_mod(torch.tensor(0), None, torch.tensor(i), torch.arange(6)) for i in range(5)])
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+    ]
+
+
+@pytest.mark.parametrize("case", ["gemma2 eager", "mistral"])
+def test_varlen_with_checkpointing(kernel, case):
+    model = tiny(case).train()
+    model.config.attention_dropout = 0.0
+    expected = results(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.set_attn_implementation("flash_attention_2")
+    off = difference(results(model, PATHS[-1]), expected)
+    assert off.values < 5e-5 and off.gradients < 1e-5, off
+
+
+def next_key(pieces, rows):
+    call = lay_out_call(pieces, rows)
+    return call._replace(keys=call.keys.roll(1))
+
+
+def no_softcap(self, *args, softcap=None, **kwargs):
+    return ATTEND[type(self)](self, *args, **kwargs)
+
+
+def no_window(self, rows, window, own):
+    INIT[type(self)](self, rows, None, own)
+
+
+ATTEND, INIT = ({kind: getattr(kind, name) for kind in (Varlen, Flex)} for name in ("attend", "__init__"))
+MISTAKES = {
+    "none": None,
+    "a wrong index": (varlen, "lay_out_call", next_key),
+    "no soft-cap": (Varlen, "attend", no_softcap),
+    "no window": (Varlen, "__init__", no_window),
+    "flex: none": None,
+    "flex: no soft-cap": (Flex, "attend", no_softcap),
+    "flex: no window": (Flex, "__init__", no_window),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found_in_the_first_batch(kernel, flex_on_cpu, monkeypatch, capsys, mistake):
+    model = tiny("gemma2 eager")
+    model.set_attn_implementation("flex_attention" if "flex" in mistake else "flash_attention_2")
+    lay_out_calls.cache_clear()
+    if MISTAKES[mistake]:
+        monkeypatch.setattr(*MISTAKES[mistake])
+    args = SimPOConfig(output_dir="unused", use_cpu=True, max_length=64, max_prompt_length=32)
+    log_probs = CheckedLogps(args, Accelerator(cpu=True))
+    torch.testing.assert_close(log_probs(model, MIXED).sums, plain_logps(model, **MIXED).sums, rtol=1e-5, atol=5e-5)
+    assert ("by the plain path after all" in capsys.readouterr().err) == (MISTAKES[mistake] is not None)
+    assert log_probs.paths[model].fused == (MISTAKES[mistake] is None)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    monkeypatch.setattr(weights, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda")))
+
+
+def test_what_flash_attention_needs(on_a_gpu):
+    for name, package in (("flash_attention_2", "flash-attn"), ("flash_attention_3", "flash-attn-3")):
+        with pytest.raises(UserError, match=f"{name} needs .*pip install kernels.*pip install {package}.*=sdpa"):
+            choose_attention(name, "llama")
+    with pytest.raises(UserError, match="=eager"):
+        choose_attention("flash_attention_2", "gemma2")
+    assert choose_attention("flex_attention", "gemma2") == "flex_attention"
+
+
+def test_a_run_with_the_hubs_kernel(kernel, on_a_gpu, config, monkeypatch, capsys, tmp_path):
+    """Asked for flash_attention_2 where only `kernels` is installed; in bf16, generating in between."""
+
+    def run(name):
+        settings = {"bf16": True, "do_eval": True, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
+        settings |= {"generate_during_eval": True, "attn_implementation": name, "output_dir": str(tmp_path / name)}
+        monkeypatch.setattr(sys, "argv", ["run_simpo.py", config(**settings)])
+        run_simpo.main()
+        return capsys.readouterr().out, [entry["loss"] for entry in losses(tmp_path / name)]
+
+    said, found = run("flash_attention_2")
+    assert f"{KERNEL} attention)" in said
+    assert "without logits, shared prompts, no padding (attending by variable lengths)" in said
+    assert kernel
+    said, expected = run("sdpa")
+    assert "no padding (attending in pieces)" in said
+    assert found == pytest.approx(expected, rel=0.01)
+    answers = [(tmp_path / name / "generations.jsonl").read_text() for name in ("flash_attention_2", "sdpa")]
+    assert answers[0].count("\n") == answers[1].count("\n") > 0
+
+
+@functools.wraps(flash_attn_varlen_func)
+def for_inference(*args, **kwargs):
+    return flash_attn_varlen_func(*args, **kwargs).detach()
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (for_inference, "has no backward pass"),
+        (lambda q, k, v, **_: q + k.detach() + v, "has no backward pass"),
+        (lambda *_, **__: torch.empty(2) @ torch.empty(3), "does not run here: .*size"),
+    ],
+)
+def test_a_kernel_that_cannot_train(kernel, on_a_gpu, config, monkeypatch, fails, answers, message):
+    monkeypatch.setattr(sys.modules["kernels"], "flash_attn_varlen_func", answers)
+    line = fails(run_simpo.main, config(bf16=True, attn_implementation="flash_attention_2"))
+    assert re.search(f"attn_implementation: {KERNEL} {message}", line)
+
+
+def test_float32(kernel, on_a_gpu, config, fails):
+    line = fails(run_simpo.main, config(attn_implementation="flash_attention_2"))
+    assert "attn_implementation: flash_attention_2 has no float32: set bf16: true" in line
+
+
+def test_cudnns_attention_is_off(config, monkeypatch, fails):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    fails(run_simpo.main, config(attn_implementation="flash_attention_2"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "sdpa"])
+@pytest.mark.parametrize("case", ["llama eager", "mistral", "gemma2 eager"])
+def test_the_real_kernels(case, attention):
+    """In bf16, no further from float32 than the plain path with eager attention is (twice, at most)."""
+    if attention == "flash_attention_2" and not is_flash_attn_2_available(kernels_fallback_ok=True):
+        pytest.skip("neither flash-attn nor kernels is here")
+    if attention == "sdpa" and "gemma2" in case:
+        pytest.skip("sdpa caps no scores")
+    model, batch = tiny(case).cuda(), {name: values.cuda() for name, values in MIXED.items()}
+    exact = results(model, batch=batch).logps.sums
+    with torch.autocast("cuda", torch.bfloat16):
+        plain, gradients = results(model, batch=batch)
+        model.set_attn_implementation(attention)
+        for path in BY_SPANS:
+            found, others = results(model, path, batch=batch)
+            assert (found.sums - exact).abs().max() < 2 * (plain.sums - exact).abs().max() + 0.05
+            for name, gradient in gradients.items():
+                assert (others[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
