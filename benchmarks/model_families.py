@@ -211,7 +211,8 @@ Why those in the last rows are plain: BLOOM and some Falcons count positions alo
 Qwen 3 Next carry a state along it, so that sequences in one row would see each other; the others were not proven.
 Mixtures of experts route every token by itself, so that layouts change nothing; their router's loss counts a shared
 prompt twice, as the plain path sees it. `gpt_oss` and Gemma 2 attend with the model's own eager function, piece by
-piece: sdpa knows neither sinks nor capped scores.
+piece: sdpa knows neither sinks nor capped scores. Flash attention and FlexAttention do; `tests/test_branches.py` has
+their ways through the rows.
 
 ## Adding a family
 

@@ -20,6 +20,7 @@ from conftest import losses
 from torch.nn.attention import flex_attention
 from transformers.utils import is_flash_attn_2_available
 
+import run_reward
 import run_simpo
 from model_families import MIXED, PATHS, difference, results, tiny
 from simpo.console import UserError
@@ -203,7 +204,6 @@ MISTAKES = {
 def test_a_mistake_is_found_in_the_first_batch(kernel, flex_on_cpu, monkeypatch, capsys, mistake):
     model = tiny("gemma2 eager")
     model.set_attn_implementation("flex_attention" if "flex" in mistake else "flash_attention_2")
-    lay_out_calls.cache_clear()
     if MISTAKES[mistake]:
         monkeypatch.setattr(*MISTAKES[mistake])
     args = SimPOConfig(output_dir="unused", use_cpu=True, max_length=64, max_prompt_length=32)
@@ -219,8 +219,8 @@ def on_a_gpu(monkeypatch):
 
 
 def test_what_flash_attention_needs(on_a_gpu):
-    for name, package in (("flash_attention_2", "flash-attn"), ("flash_attention_3", "flash-attn-3")):
-        with pytest.raises(UserError, match=f"{name} needs .*pip install kernels.*pip install {package}.*=sdpa"):
+    for name, built in (("flash_attention_2", "pip install flash-attn"), ("flash_attention_3", "flash-attn-3")):
+        with pytest.raises(UserError, match=f"{name} needs .*pip install 'kernels>.*{built}.*=sdpa"):
             choose_attention(name, "llama")
     with pytest.raises(UserError, match="=eager"):
         choose_attention("flash_attention_2", "gemma2")
@@ -263,8 +263,11 @@ def for_inference(*args, **kwargs):
 )
 def test_a_kernel_that_cannot_train(kernel, on_a_gpu, config, monkeypatch, fails, answers, message):
     monkeypatch.setattr(sys.modules["kernels"], "flash_attn_varlen_func", answers)
-    line = fails(run_simpo.main, config(bf16=True, attn_implementation="flash_attention_2"))
-    assert re.search(f"attn_implementation: {KERNEL} {message}", line)
+    settings = {"bf16": True, "attn_implementation": "flash_attention_2"}
+    lines = [fails(run_simpo.main, config(**settings))]
+    own = dict.fromkeys(("beta", "gamma_beta_ratio", "max_prompt_length"))  # of SimPO
+    lines.append(fails(run_reward.main, config(**settings | own)))
+    assert all(re.search(f"attn_implementation: {KERNEL} {message}", line) for line in lines)
 
 
 def test_float32(kernel, on_a_gpu, config, fails):

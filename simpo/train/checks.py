@@ -65,9 +65,10 @@ def check_settings(
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
     if flash and dtype == torch.float32 and args.mixed_precision == "no":
         raise UserError(f"attn_implementation: {attention} has no float32: set bf16: true")
-    model = None if objective == "reward" else model_on_paper(config, attention)
+    model = model_on_paper(config, attention)
     if flash and model is not None:
         check_kernel(model.config._attn_implementation, args.device)
+    model = None if objective == "reward" else model
     rehearse(args, model)
     if model is not None:
         check_policy(model, model_args, args)

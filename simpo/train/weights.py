@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from simpo.config import ModelArguments
@@ -94,9 +95,9 @@ def position_limit(config: PretrainedConfig) -> int | None:
     return positions if positions is None or positions > 0 else None
 
 
-FLASH_PACKAGES = {  # the check for each, and what to install where the hub's builds do not do
-    "flash_attention_2": (is_flash_attn_2_available, "flash-attn --no-build-isolation"),
-    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
+FLASH_PACKAGES = {  # the check for each, and how to get it without the hub
+    "flash_attention_2": (is_flash_attn_2_available, "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3, from flash-attention's folder hopper"),
 }
 
 
@@ -133,8 +134,9 @@ def check_attention(requested: str, usual: str) -> None:
     installed, package = FLASH_PACKAGES.get(requested, (None, ""))
     if installed is not None and not installed(kernels_fallback_ok=True):
         raise UserError(
-            f"attn_implementation: {requested} needs prebuilt kernels from the hub (pip install kernels) or a package "
-            f"that is built here (pip install {package}); without either: --attn_implementation={usual}"
+            f"attn_implementation: {requested} needs a prebuilt kernel (pip install 'kernels>={KERNELS_MIN_VERSION},"
+            f"<{KERNELS_MAX_VERSION}', and access to the hub) or one built here ({package}); without either: "
+            f"--attn_implementation={usual}"
         )
 
 
