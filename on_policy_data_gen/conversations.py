@@ -4,6 +4,7 @@ In files a conversation is a list of {"role": ..., "content": ...}; in memory, a
 a key. A conversation of one user message is its text, so both spellings of it are one prompt.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -67,3 +68,8 @@ def to_json(prompt: Prompt) -> str | Messages:
 def prompt_text(prompt: Prompt) -> str:
     """A text that names the prompt: for sorting, seeding and messages."""
     return prompt if isinstance(prompt, str) else json.dumps(to_messages(prompt), ensure_ascii=False)
+
+
+def prompt_digest(prompt: Prompt) -> int:
+    """A number that depends on the prompt alone: for splits that other prompts, and their order, do not change."""
+    return int.from_bytes(hashlib.sha256(prompt_text(prompt).encode()).digest())

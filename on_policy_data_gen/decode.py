@@ -38,7 +38,7 @@ from decoded import (
     write_skipped,
 )
 from engines import run_engines
-from prompts import load_prompts
+from prompts import load_prompts, part_of, read_part
 from simpo.chat.variables import keep_date
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
@@ -74,6 +74,11 @@ class DecodeArguments:
         },
     )
     limit: int | None = field(default=None, metadata={"help": "Answer the first so many prompts only."})
+    exclude: str | None = field(default=None, metadata={"help": "File of prompts to leave out, such as held-out ones."})
+    part: str | None = field(
+        default=None,
+        metadata={"help": "Answer a part of the prompts: 2/8 is the second of eight, by a hash of each prompt."},
+    )
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share one engine."})
     data_parallel_size: int = field(default=1, metadata={"help": "Engines, each with its share of the prompts."})
     max_model_len: int | None = field(
@@ -99,6 +104,8 @@ class DecodeArguments:
     dry_run: bool = field(default=False, metadata={"help": "Read the prompts and the tokenizer, and stop there."})
 
     def __post_init__(self):
+        if self.part is not None:
+            read_part(self.part)
         if len(set(self.seed)) < len(self.seed) or not self.seed:
             raise UserError(f"seed: {self.seed}: give each seed once")
         if not all(0 <= seed < 2**63 for seed in self.seed):
@@ -118,13 +125,28 @@ class DecodeArguments:
 @command
 def main() -> None:
     args = H4ArgumentParser(DecodeArguments).parse()
-    prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit, args.keep_columns or ())
+    prompts = choose_prompts(args)
     tokenizer = load_tokenizer(args)
     if args.dry_run:
         say(f"{args.data_dir}: {len(prompts)} prompts (dry_run: nothing is answered)")
         return
     with lock_folder(Path(args.output_dir)):
         decode(args, prompts, tokenizer)
+
+
+def choose_prompts(args: DecodeArguments) -> dict[Prompt, dict[str, Any]]:
+    """The prompts to answer, each with the columns to keep.
+
+    Raises:
+        UserError: see `load_prompts`; or none is left.
+    """
+    prompts = load_prompts(args.data_dir, args.split, args.prompt_column, args.limit, args.keep_columns or ())
+    if args.exclude is not None:
+        excluded = load_prompts(args.exclude, args.split, "prompt")
+        prompts = {prompt: columns for prompt, columns in prompts.items() if prompt not in excluded}
+        if not prompts:
+            raise UserError(f"exclude: {args.exclude} holds all prompts of {args.data_dir}")
+    return prompts if args.part is None else part_of(prompts, args.part)
 
 
 def decode(args: DecodeArguments, prompts: dict[Prompt, dict[str, Any]], tokenizer: Any) -> None:
@@ -183,7 +205,7 @@ def load_tokenizer(args: DecodeArguments) -> Any:
 def settings_of(args: DecodeArguments, chat_template: str) -> dict[str, Any]:
     """What every response of a folder must have in common."""
     names = ("split", "prompt_column", "chat_template_kwargs", "temperature", "top_p", "max_tokens", "max_model_len")
-    names += ("dtype", "shared_seed")
+    names += ("dtype", "shared_seed", "part")
     paths = {"model": args.model, "data_dir": args.data_dir}
     return {
         **{key: str(Path(value).resolve()) if Path(value).exists() else value for key, value in paths.items()},

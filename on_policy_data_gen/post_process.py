@@ -2,8 +2,10 @@
 
     python post_process.py --generation_file_dir datasets/gemma2_ultrafeedback
     python post_process.py --generation_file_dir datasets/gemma2_ultrafeedback --drop_truncated
+    python post_process.py --generation_file_dir parts/1 parts/2 parts/3 --output_dir datasets/gemma2_ultrafeedback
 
-Reads generation_file_dir/output_{seed}.json (decode.py's; of the original's files, too) and writes there:
+Reads output_{seed}.json (decode.py's; of the original's files, too) in generation_file_dir, where several folders are
+parts of one run (decode's --part, or one for each seed), and writes to output_dir, by default the first folder:
     all_outputs.json    one row per prompt, sorted by prompt: {prompt, all_generated_responses (in the seeds' order)};
                         where a response was cut, also finish_reasons ("stop", "length"; null: not known); and the
                         prompt's other columns (see decode's --keep_columns)
@@ -11,7 +13,6 @@ Reads generation_file_dir/output_{seed}.json (decode.py's; of the original's fil
 Prompts whose responses are all identical are dropped: they make no pair. Rows that cannot be read are left out.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from candidates import MADE
 from conversations import Prompt, check_unicode, prompt_text, read_prompt, to_json
+from parts import check_parts, seed_files
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.files import read_list, write_json
@@ -36,8 +38,12 @@ CUT = "responses cut at their longest length"
 class PostProcessArguments:
     """Where the responses are, and which to leave out."""
 
-    generation_file_dir: str = field(
-        default="datasets/gemma2_ultrafeedback", metadata={"help": "Folder with output_{seed}.json files."}
+    generation_file_dir: list[str] = field(
+        default_factory=lambda: ["datasets/gemma2_ultrafeedback"],
+        metadata={"help": "Folder with output_{seed}.json files, or several that are parts of one run."},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the result (default: the first generation_file_dir)."}
     )
     drop_truncated: bool = field(
         default=False,
@@ -51,14 +57,18 @@ class PostProcessArguments:
 @command
 def main() -> None:
     args = H4ArgumentParser(PostProcessArguments).parse()
-    folder = Path(args.generation_file_dir)
-    files = seed_files(folder)
-    rows = {seed: read_seed(path, args.drop_truncated) for seed, path in files.items()}
+    folders = [Path(name) for name in args.generation_file_dir]
+    files = seed_files(folders)
+    if len(folders) > 1:
+        check_parts(folders, args.allow_missing)
+    rows = {seed: read_parts(paths, args.drop_truncated) for seed, paths in files.items()}
     if not args.allow_missing:
         check_same_prompts(files, rows)
     joined, counts = join_by_prompt(rows, args.drop_truncated)
     if not joined:
-        raise UserError(f"{folder}: no prompt is left ({describe(counts)}); decode more seeds, or relax the options")
+        names = ", ".join(map(str, folders))
+        raise UserError(f"{names}: no prompt is left ({describe(counts)}); decode more seeds, or relax the options")
+    folder = Path(args.output_dir) if args.output_dir is not None else folders[0]
     with lock_folder(folder):
         write_json(folder / "all_outputs.json", joined)
     say(f"{folder / 'all_outputs.json'}: seeds {', '.join(map(str, files))}; {describe(counts)}")
@@ -66,26 +76,23 @@ def main() -> None:
         warn_of_cut(counts[CUT], counts["responses"])
 
 
-def seed_files(folder: Path) -> dict[int, Path]:
-    """The folder's output_{seed}.json by seed, in numeric order.
+def read_parts(paths: list[Path], need_finish_reason: bool) -> SeedRows:
+    """Read one seed's rows by prompt, of all folders that have it.
 
     Raises:
-        UserError: no such folder, fewer than two seeds, a file output*.json without a seed, or two of the same seed.
+        UserError: see `read_seed`; or two folders answer the same prompt.
     """
-    if not folder.is_dir():
-        raise UserError(f"generation_file_dir: there is no folder {folder}")
-    files: dict[int, Path] = {}
-    for path in sorted(folder.glob("output*.json")):
-        match = re.fullmatch(r"output_(\d+)\.json", path.name)
-        if match is None:
-            raise UserError(f"generation_file_dir: {path}: expected a name like output_42.json; rename or remove it")
-        if int(match[1]) in files:
-            raise UserError(f"generation_file_dir: {path} and {files[int(match[1])]} are of the same seed; remove one")
-        files[int(match[1])] = path
-    if len(files) < 2:
-        found = files[min(files)].name if files else "no output_{seed}.json"
-        raise UserError(f"generation_file_dir: {folder} holds {found}; pairs need the responses of two seeds or more")
-    return dict(sorted(files.items()))
+    rows: SeedRows = {}
+    for number, path in enumerate(paths):
+        found = read_seed(path, need_finish_reason)
+        if both := sorted(map(prompt_text, rows.keys() & found.keys())):
+            other = next(p for p in paths[:number] if read_seed(p, need_finish_reason).keys() & found.keys())
+            raise UserError(
+                f"generation_file_dir: {other} and {path} both answer {len(both)} prompts, such as {both[0][:60]!r}; "
+                "leave one of them out"
+            )
+        rows |= found
+    return rows
 
 
 def read_seed(path: Path, need_finish_reason: bool) -> SeedRows:
@@ -136,18 +143,21 @@ def check_response(row: dict[str, Any], need_finish_reason: bool) -> None:
     check_unicode(row["generated_text"])
 
 
-def check_same_prompts(files: dict[int, Path], rows: dict[int, SeedRows]) -> None:
+def check_same_prompts(files: dict[int, list[Path]], rows: dict[int, SeedRows]) -> None:
     """Every seed must have answered the same prompts.
 
     Raises:
         UserError: names the first file that lacks prompts, how many, and one of them.
     """
     everything = set().union(*rows.values())
-    for seed, path in files.items():
+    for seed, paths in files.items():
         if missing := sorted(map(prompt_text, everything - rows[seed].keys())):
+            folders = {path.parent for others in files.values() for path in others}
+            without = sorted(str(folder / f"output_{seed}.json") for folder in folders - {p.parent for p in paths})
             raise UserError(
-                f"generation_file_dir: {path} lacks {len(missing)} of the {len(everything)} prompts of the seeds "
-                f"together, such as {missing[0][:60]!r}; decode them, or pass --allow_missing"
+                f"generation_file_dir: {', '.join(map(str, paths))} lacks {len(missing)} of the {len(everything)} "
+                f"prompts of the seeds together, such as {missing[0][:60]!r}"
+                f"{f' (there is no {without[0]})' if without else ''}; decode them, or pass --allow_missing"
             )
 
 

@@ -2,12 +2,13 @@
 
 import csv
 import gzip
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conversations import Prompt, prompt_text, read_prompt
+from conversations import Prompt, prompt_digest, prompt_text, read_prompt
 from simpo.console import UserError, first_few, say, warn
 from simpo.files import read_list
 
@@ -51,6 +52,31 @@ def load_prompts(
     if repeats:
         say(f"{data_dir}: {len(found)} distinct prompts; {repeats} rows repeat one of them")
     return {prompt: found[prompt] for prompt in sorted(found, key=prompt_text)[:limit]}
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """The number of a part, from 1, and how many there are, of "2/8".
+
+    Raises:
+        UserError: it is no such text.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"part: {text!r}: give its number, from 1, and how many there are: 2/8 is the second of eight")
+    return int(match[1]), int(match[2])
+
+
+def part_of(prompts: dict[Prompt, dict[str, Any]], part: str) -> dict[Prompt, dict[str, Any]]:
+    """A part of the prompts (see `read_part`): where a prompt belongs depends on its own text alone.
+
+    Raises:
+        UserError: no prompt belongs there.
+    """
+    number, count = read_part(part)
+    found = {prompt: columns for prompt, columns in prompts.items() if prompt_digest(prompt) % count == number - 1}
+    if not found:
+        raise UserError(f"part: {part} of the {len(prompts)} prompts holds none: make fewer parts")
+    return found
 
 
 def read_prompts(data_dir: str, split: str, column: str, keep: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:

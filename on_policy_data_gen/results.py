@@ -1,14 +1,14 @@
 """The files that annotate leaves: scores, pairs, and the pairs as the splits that training reads."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from candidates import is_text
-from conversations import prompt_text, to_json, to_messages
+from conversations import prompt_digest, to_json, to_messages
 from simpo.console import UserError
 from simpo.files import write_json
 
@@ -46,13 +46,8 @@ def write_results(
             f"no pairs are left for the {empty[0]} split{f' ({dropped})' if dropped else ''}: give more prompts, or "
             "lower min_margin"
         )
-    for split, suffix in (("train", ""), ("test", "_test")):
-        for name, content, form in (("rm", rows, scored_row), ("bin", pairs, pair_row)):
-            path = folder / f"all_outputs_{name}{suffix}.json"
-            if split in content:
-                write_json(path, [form(row) for row in content[split]])
-            else:
-                path.unlink(missing_ok=True)  # of an earlier run with test prompts
+    write_split_files(folder, "rm", rows, scored_row)
+    write_split_files(folder, "bin", pairs, pair_row)
     beside, place = folder / "datasets.tmp", folder / "datasets"
     shutil.rmtree(beside, ignore_errors=True)
     everything = [row for split in splits.values() for row in split]
@@ -69,6 +64,18 @@ def write_results(
     beside.rename(place)
 
 
+def write_split_files(
+    folder: Path, name: str, content: dict[str, list[dict]], form: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Write all_outputs_NAME.json and, where there are test prompts, all_outputs_NAME_test.json."""
+    for split, suffix in (("train", ""), ("test", "_test")):
+        path = folder / f"all_outputs_{name}{suffix}.json"
+        if split in content:
+            write_json(path, [form(row) for row in content[split]])
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run with test prompts
+
+
 def mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
     """Columns of the prompts' rows that arrow has no one type for; the datasets folder holds them as JSON."""
     kinds: dict[str, set[type]] = defaultdict(set)
@@ -81,7 +88,7 @@ def mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def split_pairs(pairs: list[dict[str, Any]], fraction: float) -> dict[str, list[dict[str, Any]]]:
     """Hold out a part of the pairs (at least one), picked by a hash of the prompt: the same ones whatever the order."""
-    order = sorted(pairs, key=lambda row: hashlib.sha256(prompt_text(row["prompt"]).encode()).digest())
+    order = sorted(pairs, key=lambda row: prompt_digest(row["prompt"]))
     held_out = {row["prompt"] for row in order[: max(1, round(fraction * len(pairs)))]}
     return {
         "train": [row for row in pairs if row["prompt"] not in held_out],

@@ -28,7 +28,7 @@ from candidates import add_responses, read_candidates
 from conversations import prompt_text
 from pair_selection import PAIR_RULES, Candidates
 from processes import Processes, joined_processes
-from results import write_results
+from results import scored_row, write_results, write_split_files
 from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say, warn
@@ -79,6 +79,7 @@ class AnnotateArguments:
         default=60.0, metadata={"help": "Seconds that a program has for the responses to one prompt."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the reward model."})
+    scores_only: bool = field(default=False, metadata={"help": "Write all_outputs_rm.json, and make no pairs."})
     pair_selection: str = field(
         default="max_min",
         metadata={"help": f"Rule that picks chosen and rejected: {', '.join(PAIR_RULES)} (pair_selection.py)."},
@@ -158,6 +159,9 @@ def annotate(
     processes.wait()
     if processes.rank == 0:
         apply_scores(source, everything, folder, counts)
+        if args.scores_only:
+            write_split_files(folder, "rm", rows, scored_row)
+            return
         pairs = {split: make_pairs(rows[split], args, counts) for split in rows}
         write_results(folder, rows, pairs, args.test_fraction, counts)
         from summary import write_summary

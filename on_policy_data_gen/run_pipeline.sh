@@ -6,7 +6,8 @@
 #
 # MODEL: hub name or folder. DATA: hub name or folder with the two splits, or one file of prompts (then a part of the
 # pairs is the test split). OUT receives train/ and test/ (responses; see decode.py and post_process.py) and
-# annotated/ (scores and pairs; see reward_model_annotate.py). Run it again after a stop: it continues.
+# annotated/ (scores and pairs; see reward_model_annotate.py). Run it again after a stop: it continues. More settings
+# from the environment: pipeline.sh.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -14,45 +15,10 @@ if [ $# -ne 3 ]; then
     exit 2
 fi
 model=$1 data=$2 out=$3
-: "${SEEDS:=13 21 42 79 100}"
-: "${REWARD_MODEL:=RLHFlow/ArmoRM-Llama3-8B-v0.1}"
-: "${TRAIN_SPLIT:=train_prefs}"
-: "${TEST_SPLIT:=test_prefs}"
-: "${DECODE_ARGS:=}"       # more options of decode.py, such as "--max_tokens 2048 --data_parallel_size 8"
-: "${POST_PROCESS_ARGS:=}" # ... of post_process.py
-: "${ANNOTATE_ARGS:=}"     # ... of reward_model_annotate.py
-: "${ANNOTATE:=python}"    # how to start it, such as "accelerate launch --num_processes 8"
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-repository=$(dirname "$here")
+# shellcheck source=pipeline.sh
+. "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"
 
-# shellcheck source=../scripts/children.sh
-. "$repository/scripts/children.sh"
-
-decode() { # decode FOLDER SPLIT [OPTION...]: the responses to one split's prompts
-    # shellcheck disable=SC2086  # lists of words on purpose
-    run python "$here/decode.py" --model "$model" --data_dir "$data" --split "$2" --seed $SEEDS --output_dir "$1" \
-        $DECODE_ARGS "${@:3}"
-}
-
-generate() { # generate FOLDER SPLIT: the responses, joined by prompt
-    decode "$1" "$2"
-    # shellcheck disable=SC2086
-    run python "$here/post_process.py" --generation_file_dir "$1" $POST_PROCESS_ARGS
-}
-
-test_args=()
-if [ -e "$data" ] && [ ! -d "$data" ]; then
-    generate "$out/train" "$TRAIN_SPLIT"
-else
-    # what is wrong with the test prompts shows now, not after hours of decoding
-    decode "$out/test" "$TEST_SPLIT" --dry_run
-    generate "$out/train" "$TRAIN_SPLIT"
-    generate "$out/test" "$TEST_SPLIT"
-    test_args=(--test_generation_file "$out/test/all_outputs.json")
-fi
-# shellcheck disable=SC2086
-run $ANNOTATE "$here/reward_model_annotate.py" --generation_file "$out/train/all_outputs.json" "${test_args[@]}" \
-    --reward_model "$REWARD_MODEL" --output_dir "$out/annotated" $ANNOTATE_ARGS
+make_pairs "$model" "$data" "$out"
 
 case "$(basename "$model" | tr '[:upper:]' '[:lower:]')" in
 *gemma*) config=gemma-2-9b-it-simpo ;;

@@ -21,6 +21,9 @@ In RUN_DIR itself:
                                                     (optional)}]: greedy answers of the first and the last model
     summary.json            {accuracy_before, accuracy_after (0 to 1), n, mean_length_before, mean_length_after (in
                             tokens), seconds}
+    rounds.json, held_out/{0,1,...}/output_0.json, held_out/all_outputs_rm.json     (run_rounds.sh's) the answers of
+                            every round's model to the held-out prompts, and their scores
+    answers_round_{1,2,...}.json                    as answers_before.json, of the rounds before the last
     scores.json, scores/*.json                      what eval/score.py writes with --output
 """
 

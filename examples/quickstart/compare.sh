@@ -17,7 +17,7 @@ all="wpo dpo ipo cpo kto orpo rdpo rrhf slic ln_dpo apo_zero apo_down simper alp
 # where the default is far from what training_configs/ starts with
 declare -A settings=([ipo]=--tau=0.5 [orpo]=--beta=0.5 [alphapo]=--gamma_beta_ratio=0.5)
 for objective in ${OBJECTIVES:-$all}; do
-    stage "$objective" prefer run_preference.py preference "$models/sft" "$out/onpolicy" "$objective" \
+    stage "$objective" prefer run_preference.py preference "$models/sft" "$out/round_1/annotated" "$objective" \
         --objective="$objective" ${settings[$objective]:+"${settings[$objective]}"}
     stage "answers_$objective" answer "$objective" "$objective"
 done

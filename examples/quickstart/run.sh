@@ -4,8 +4,9 @@
 #
 #     bash examples/quickstart/run.sh              SEED=1 ROUNDS=2 OUT=outputs/another bash examples/quickstart/run.sh
 #
-# SEED draws other tasks, weights and samples; ROUNDS repeats the part from sampling on; SCALE=0.05 is a quick try on
-# little data. Stages that are whole are skipped and stages that were stopped continue, so run it again after a stop.
+# SEED draws other tasks, weights and samples; ROUNDS repeats the part from sampling on, each round with its part of the
+# questions (PROMPTS=all: with all of them); SCALE=0.05 is a quick try on little data. Stages that are whole are skipped
+# and stages that were stopped continue, so run it again after a stop.
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 
@@ -20,21 +21,10 @@ wait $build || true # SimPO's start would show what is wrong
 background stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1
 reward=$!
 stage sft train run_sft.py sft "$models/base" "$data/sft" sft
-stage answers_before answer sft before
-
-policy=$models/sft
-for ((round = 1; round <= ROUNDS; round++)); do
-    name=$([ "$round" = 1 ] && echo "" || echo "-$round")
-    stage "sample$name" sample "$policy" "$out/onpolicy$name"
-    if [ "$round" = 1 ]; then
-        stage reward_wait await_reward $reward
-        wait $reward # again, for when it was waited for in an earlier run, and had to be trained anew in this one
-    fi
-    stage "score$name" score "$out/onpolicy$name"
-    stage "simpo$name" prefer run_simpo.py simpo "$policy" "$out/onpolicy$name" "simpo$name"
-    policy=$models/simpo$name
-done
-stage "answers_after$name" answer "simpo$name" after
+stage reward_wait await_reward $reward
+wait $reward # again, for when it was waited for in an earlier run, and had to be trained anew in this one
+stage rounds rounds
+policy=$out/round_$ROUNDS/model
 
 python "$here/grade.py" --summary "$out"
 python scripts/report.py "$out" --output "$out/report.html"

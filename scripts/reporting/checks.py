@@ -1,6 +1,7 @@
 """Files read with errors that name the file and the row."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +48,22 @@ def check_row(path: Path, number: int, row: Any, *fields: str) -> Row:
     return row
 
 
+def answers_of(path: Path) -> dict[tuple[str, int], Row]:
+    """Rows by prompt, and by how often it came before: prompts may repeat."""
+    seen: Counter[str] = Counter()
+    rows = {}
+    for number, row in enumerate(read_json(path, list)):
+        prompt = str(check_row(path, number, row, "prompt", "answer")["prompt"])
+        check(path, isinstance(row.get("correct"), bool | None), "correct", number)
+        rows[prompt, seen[prompt]] = row
+        seen[prompt] += 1
+    return rows
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def key_of(row: Row) -> str:
+    """A row's prompt as a key, whether it is a text or a list of messages."""
+    return json.dumps(row["prompt"], ensure_ascii=False)

@@ -11,6 +11,7 @@ import numpy as np
 from reporting import plots
 from reporting.numbers import METRICS, NONE, evaluation_blocks, groups, headline, number, points, warnings_of
 from reporting.read import Change, Run, ScoredData, Stage
+from reporting.rounds import mean_and_error, rounds_headline, rounds_table
 
 BETWEEN_RUNS, BETWEEN_STAGES, OTHERS = "Different between the runs", "Different between the stages", "All others"
 SAME_AXIS = ("logps/chosen", "logps/rejected")  # drawn to one scale, so that they compare
@@ -56,7 +57,8 @@ def render(runs: Sequence[Run]) -> str:
         colours=plots.COLOURS,
         chosen_colour=plots.CHOSEN,
         rejected_colour=plots.REJECTED,
-        headlines=[(run.name, headline(run), warnings_of(run)) for run in runs],
+        headlines=[(run.name, rounds_headline(run) or headline(run), warnings_of(run)) for run in runs],
+        rounds=[(run.name, run.rounds, rounds_table(run), round_plots(run)) for run in runs if run.rounds],
         evaluation=evaluation_blocks(runs),
         settings=settings,
         differing=[key for block in settings if block.heading == BETWEEN_RUNS for key, _ in block.rows],
@@ -190,6 +192,20 @@ def curve_text(title: str, own: Sequence[tuple[int, str, Stage]], lines: Sequenc
             if values:
                 ends.append(f"{run} {what} {number(values[0])} to {number(values[-1])}")
     return f"{title}: {'; '.join(ends)}"
+
+
+def round_plots(run: Run) -> list[Plot]:
+    """The held-out measures from model to model."""
+    found = []
+    for title, values, scale in (
+        ("Reward of held-out answers", [model.rewards for model in run.rounds.models], 1),
+        ("Held-out answers that are correct, %", [model.correct for model in run.rounds.models], 100),
+    ):
+        means = [(n, *mean) for n, own in enumerate(values) if (mean := mean_and_error(own.values(), scale))]
+        if means:
+            text = f"{title}: {', '.join(number(mean) for _, mean, _ in means)}"
+            found.append(Plot(title, plots.by_round(*zip(*means, strict=True)), text))
+    return found
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,16 @@ def curves(lines: Sequence[tuple[str, Points, Points]], limits: tuple[float, flo
         return as_address(figure)
 
 
+def by_round(rounds: Sequence[int], means: Sequence[float], errors: Sequence[float]) -> str:
+    """A measure of each round's model with its standard error; round 0 is the start."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure()
+        axes.errorbar(rounds, means, errors, color=COLOURS[0], linewidth=1.2, marker="o", markersize=4, capsize=3)
+        axes.set_xticks(rounds, ["start" if number == 0 else str(number) for number in rounds])
+        axes.set(xlabel="round (bars: one standard error)", xlim=(min(rounds) - 0.3, max(rounds) + 0.3))
+        return as_address(figure)
+
+
 def score_histogram(every: Sequence[float], chosen: Sequence[float], rejected: Sequence[float]) -> str:
     """Scores of all responses, and of those that became chosen and rejected."""
     with matplotlib.rc_context(STYLE):

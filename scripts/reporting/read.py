@@ -3,14 +3,14 @@
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reporting.checks import Row, check, check_row, is_number, read_json, read_yaml
+from reporting.checks import Row, answers_of, check, check_row, is_number, read_json, read_yaml
+from reporting.read_rounds import HELD_OUT, Rounds, read_rounds
 from simpo.console import UserError
 
 ITSELF = "training"
@@ -88,6 +88,7 @@ class Run:
     summary: Row
     scores: dict[str, Row]
     """{name of the scores file: {model: its numbers}}."""
+    rounds: Rounds | None = None
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -107,6 +108,7 @@ def read_run(folder: Path, name: str) -> Run:
         comparisons=[*read_answers(folder), *(c for place in places for c in read_generations(place))],
         summary=read_summary(folder / "summary.json"),
         scores=read_scores(folder),
+        rounds=read_rounds(folder),
     )
     if not (run.stages or run.data or run.comparisons or run.summary or run.scores):
         raise UserError(
@@ -117,20 +119,26 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def folders_of(root: Path) -> Iterator[Path]:
-    """The folder and those at most two levels below it, without the trainings' own checkpoints."""
+    """The folder and those at most two levels below it, without the trainings' own checkpoints and held-out answers."""
     yield root
-    for place in sorted([*root.glob("*"), *root.glob("*/*")]):
+    for place in sorted([*root.glob("*"), *root.glob("*/*")], key=lambda path: numbered(path.as_posix())):
         parts = place.relative_to(root).parts
-        if place.is_dir() and not any(part.startswith(("checkpoint-", ".")) for part in parts):
+        if place.is_dir() and parts[0] != HELD_OUT and not any(p.startswith(("checkpoint-", ".")) for p in parts):
             yield place
 
 
+def numbered(name: str) -> str:
+    """What sorts round_10 after round_9."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
+
+
 def place_name(place: Path, root: Path) -> str:
-    return "" if place == root else place.relative_to(root).as_posix().removeprefix("models/")
+    name = "" if place == root else place.relative_to(root).as_posix()
+    return name.removeprefix("models/").removesuffix("/model")
 
 
 def stage_order(stage: Stage) -> tuple[int, str]:
-    return (STAGE_ORDER.index(stage.name) if stage.name in STAGE_ORDER else len(STAGE_ORDER), stage.name)
+    return (STAGE_ORDER.index(stage.name) if stage.name in STAGE_ORDER else len(STAGE_ORDER), numbered(stage.name))
 
 
 # ---- one kind of file each -----------------------------------------------------------------------------------------
@@ -196,8 +204,11 @@ def count_sampled(folder: Path) -> dict[str, int]:
     if (skipped := folder / "skipped_prompts.json").is_file():
         counts["prompts skipped: too long for the model"] = len(read_json(skipped, list))
     if rows and (joined := folder / "all_outputs.json").is_file():
-        prompts = len({row["prompt"] for row in rows})
-        counts["prompts dropped: fewer than two different responses"] = prompts - len(read_json(joined, list))
+        kept = {
+            json.dumps(check_row(joined, n, row, "prompt")["prompt"]) for n, row in enumerate(read_json(joined, list))
+        }
+        lost = {json.dumps(row["prompt"]) for row in rows} - kept  # the file may hold other parts' prompts, too
+        counts["prompts dropped: fewer than two different responses"] = len(lost)
     return counts
 
 
@@ -236,18 +247,6 @@ def read_answers(folder: Path) -> list[Comparison]:
         if key in after
     ]
     return [Comparison("before", "after", changes)] if changes else []
-
-
-def answers_of(path: Path) -> dict[tuple[str, int], Row]:
-    """Rows by prompt, and by how often it came before: prompts may repeat."""
-    seen: Counter[str] = Counter()
-    rows = {}
-    for number, row in enumerate(read_json(path, list)):
-        prompt = str(check_row(path, number, row, "prompt", "answer")["prompt"])
-        check(path, isinstance(row.get("correct"), bool | None), "correct", number)
-        rows[prompt, seen[prompt]] = row
-        seen[prompt] += 1
-    return rows
 
 
 def read_generations(folder: Path) -> list[Comparison]:

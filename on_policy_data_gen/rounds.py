@@ -1,0 +1,243 @@
+"""Check and record what a run over several rounds is made with: the first step of run_rounds.sh.
+
+    python rounds.py MODEL DATA OUT      (settings from the environment: see run_rounds.sh)
+
+Writes to OUT, before anything is decoded:
+    rounds.json       what all rounds have in common, with digests of the model and of the prompts; a later run with
+                      other settings is refused. How many machines, GPUs and rows at a time is not part of it
+    held_out.jsonl    the prompts to measure with: {prompt, and the columns that decode keeps}
+    training.yaml     CONFIG with TRAIN_ARGS, the objective and the reference model: what every round trains with
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from conversations import Prompt, prompt_digest, prompt_text, to_json
+from decode import DecodeArguments, choose_prompts
+from post_process import PostProcessArguments
+from prompts import load_prompts
+from reward_model_annotate import AnnotateArguments
+from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.config.reading import read_yaml, split_overrides
+from simpo.console import ArgumentParser, UserError, command, say, warn
+from simpo.files import weights_digest, whole_file, write_rows
+from simpo.folder import check_settings, lock_folder
+from simpo.model_files import check_whole_model
+from simpo.objectives import get_objective
+from simpo.train.config import config_class
+
+RECORD = "rounds.json"
+SEED_STEP = 1000  # as in run_rounds.sh
+MOST_ROUNDS = 100
+LEAST_PROMPTS = 2
+# of the options, those that do not decide what comes out
+PLACES = {"model", "data_dir", "output_dir", "generation_file", "generation_file_dir", "reward_model"}
+MACHINES = {
+    *("tensor_parallel_size", "data_parallel_size", "max_num_seqs", "gpu_memory_utilization", "ray_address"),
+    *("attention_backend", "trust_remote_code", "retry_failed", "batch_tokens", "time_limit", "dry_run"),
+}
+# of training's: so that what does not fit into memory, or was not saved often enough, can be mended between rounds
+TRAINING_MACHINES = {
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "use_cpu"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "attn_implementation", "report_to", "run_name"),
+    *("preprocessing_num_workers", "dataset_num_proc", "model_name_or_path", "dataset_mixer", "dataset_splits"),
+    *("output_dir", "fused_logps", "shared_prompt", "padding_free", "logits_memory", "precompute_ref_log_probs"),
+}
+LOGS = ("save_", "logging_", "log_", "eval_", "push_to_hub", "hub_")
+
+
+@command
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("model", help="hub name or folder")
+    parser.add_argument("data", help="hub name, folder, or a file of prompts")
+    parser.add_argument("output", type=Path, help="folder of all rounds")
+    args = parser.parse_args()
+    asked = dict(os.environ)
+
+    rounds = read_rounds(asked["ROUNDS"])
+    for name, choices in (("PROMPTS", ("split", "all")), ("REFERENCE", ("previous", "start"))):
+        if asked[name] not in choices:
+            raise UserError(f"{name}: {asked[name]!r} is neither {choices[0]} nor {choices[1]}")
+    training = read_training(asked["CONFIG"], asked["TRAIN_ARGS"], args.model, asked["REFERENCE"])
+    check_whole_model(args.model, "MODEL")
+    seeds = all_seeds(asked["SEEDS"], rounds)
+    decode = read_options("DECODE_ARGS", DecodeArguments, asked["DECODE_ARGS"], data_dir=args.data, seed=seeds)
+    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"])
+    post_process = read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"])
+    if decode.part or decode.exclude:
+        raise UserError("DECODE_ARGS: part and exclude are what the rounds set: PROMPTS=split, HELD_OUT")
+    decode.split = asked["TRAIN_SPLIT"]
+    prompts = choose_prompts(decode)
+    held_out = choose_held_out(prompts, decode, asked)
+    prompts = {prompt: columns for prompt, columns in prompts.items() if prompt not in held_out}
+    check_rounds(prompts, rounds, asked["PROMPTS"])
+
+    record = {
+        "model": resolved(args.model),
+        "weights": weights_digest(args.model),
+        "data": resolved(args.data),
+        "train_split": asked["TRAIN_SPLIT"],
+        "test_split": asked["TEST_SPLIT"],
+        "prompts_digest": digest(prompts),
+        "held_out_digest": digest(held_out),
+        "rounds": rounds,
+        "prompts": asked["PROMPTS"],
+        "seeds": decode.seed[: len(decode.seed) // rounds],
+        "reference": asked["REFERENCE"],
+        "reward": resolved(asked["REWARD_MODEL"]),
+        "decode": what_decides(replace(decode, seed=DecodeArguments().seed)),
+        "post_process": what_decides(post_process),
+        "annotate": what_decides(annotate),
+        "training": {k: v for k, v in training.items() if k not in TRAINING_MACHINES and not k.startswith(LOGS)},
+    }
+    with lock_folder(args.output):
+        started = (args.output / RECORD).exists() or (args.output / "round_1").exists()
+        check_settings(args.output / RECORD, record, started)
+        write_rows(
+            args.output / "held_out.jsonl", [{"prompt": to_json(p)} | columns for p, columns in held_out.items()]
+        )
+        with whole_file(args.output / "training.yaml") as file:
+            yaml.safe_dump(training, file, sort_keys=False)
+    say(
+        f"{rounds} rounds over {len(prompts)} prompts ({asked['PROMPTS']}), {len(held_out)} held out, training with "
+        f"{training['objective']}"
+    )
+
+
+def read_rounds(text: str) -> int:
+    """Raises UserError for what is no number of rounds."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_ROUNDS:
+        raise UserError(f"ROUNDS: {text!r}: give a number from 1 to {MOST_ROUNDS}")
+    return int(text)
+
+
+def read_training(config: str, more: str, model: str, reference: str) -> dict[str, Any]:
+    """CONFIG, and over it TRAIN_ARGS, with the objective and its reference model.
+
+    Raises:
+        UserError: no such file, not YAML, a setting that training refuses, or nothing says for which objective it is.
+    """
+    if not config:
+        raise UserError("CONFIG: name the training's YAML file, such as CONFIG=training_configs/NAME.yaml")
+    settings = read_yaml(config)
+    try:
+        settings |= split_overrides(more.split())
+    except UserError as error:
+        raise UserError(f"TRAIN_ARGS: {error}") from error
+    if "objective" not in settings:
+        if not {"gamma_beta_ratio", "gamma"} & settings.keys():
+            raise UserError(f"CONFIG: {config} names no objective, nor does TRAIN_ARGS: add --objective=NAME to that")
+        settings["objective"] = "simpo"
+    objective = get_objective(str(settings["objective"]))
+    if reference == "start":
+        if objective.reference:
+            settings["ref_model_name_or_path"] = model
+        else:
+            warn(f"REFERENCE=start has no effect: {objective.name} has no reference model")
+    # what training would refuse shows now, not after hours of decoding
+    parser = H4ArgumentParser((ModelArguments, DataArguments, config_class(objective.name)))
+    on_paper = {} if torch.accelerator.is_available() else {"use_cpu": True}
+    parser.parse([config, *more.split(), f"--objective={objective.name}"], defaults=on_paper)
+    return settings
+
+
+def read_options(name: str, kind: type, words: str, **given: Any) -> Any:
+    """The options that a variable of the environment holds, as its script reads them.
+
+    Raises:
+        UserError: the script would refuse them.
+    """
+    argv = [*words.split(), *(f"--{key}={value}" for key, value in given.items())]
+    try:
+        return H4ArgumentParser(kind).parse(argv)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def all_seeds(text: str, rounds: int) -> str:
+    """The seeds of all rounds.
+
+    Raises:
+        UserError: not numbers.
+    """
+    seeds = text.replace(",", " ").split()
+    if not seeds or not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"SEEDS: {text!r}: give numbers, such as SEEDS='13 21 42'")
+    if len(seeds) < 2:
+        raise UserError("SEEDS: pairs need the responses of two seeds or more")
+    every = [int(seed) + SEED_STEP * number for number in range(rounds) for seed in seeds]
+    if len(set(every)) < len(every):
+        raise UserError(f"SEEDS: {text}: two are the same, or meet when a round adds {SEED_STEP}")
+    return ",".join(map(str, every))
+
+
+def choose_held_out(
+    prompts: dict[Prompt, dict[str, Any]], decode: DecodeArguments, asked: Mapping[str, str]
+) -> dict[Prompt, dict[str, Any]]:
+    """The prompts to measure with: HELD_OUT, or the test split, or a part of the prompts by a hash of each.
+
+    Raises:
+        UserError: there are none.
+    """
+    source, keep = asked["HELD_OUT"], decode.keep_columns or ()
+    if not source and not Path(decode.data_dir).is_file():
+        source = decode.data_dir
+    if source:
+        return load_prompts(source, asked["TEST_SPLIT"], decode.prompt_column, decode.limit, keep)
+    try:
+        fraction = float(asked["HELD_OUT_FRACTION"])
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise UserError(f"HELD_OUT_FRACTION: {asked['HELD_OUT_FRACTION']!r}: give a number between 0 and 1")
+    order = sorted(prompts, key=prompt_digest)
+    return {prompt: prompts[prompt] for prompt in order[: max(1, round(fraction * len(order)))]}
+
+
+def check_rounds(prompts: dict[Prompt, dict[str, Any]], rounds: int, rule: str) -> None:
+    """Every round needs prompts.
+
+    Raises:
+        UserError: one has too few to make a pair for each of its two splits.
+    """
+    sizes = [len(prompts)]
+    if rule == "split":
+        sizes = [sum(prompt_digest(prompt) % rounds == number for prompt in prompts) for number in range(rounds)]
+    if min(sizes) < LEAST_PROMPTS:
+        raise UserError(
+            f"ROUNDS={rounds}: round {sizes.index(min(sizes)) + 1} has {min(sizes)} of the {len(prompts)} prompts that "
+            f"are not held out, and needs {LEAST_PROMPTS}: fewer rounds, more prompts, or PROMPTS=all"
+        )
+
+
+def what_decides(options: Any) -> dict[str, Any]:
+    """The options that decide what comes out, but for defaults."""
+    default = type(options)()
+    return {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in PLACES | MACHINES and value != getattr(default, key)
+    }
+
+
+def resolved(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def digest(prompts: Iterable[Prompt]) -> str:
+    whole = hashlib.sha256()
+    for prompt in sorted(prompts, key=prompt_text):
+        whole.update(prompt_digest(prompt).to_bytes(32))
+    return whole.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
