@@ -6,7 +6,7 @@
 RUN_DIR is the output_dir of run_simpo.py, run_wpo.py or run_sft.py, or a folder that holds several stages. All of these
 files are optional; what is absent is left out of the page.
 
-In RUN_DIR and the folders at most two levels below it (models/sft, onpolicy/train), but for checkpoint-*:
+In RUN_DIR and the folders at most two levels below it (models/sft, round_1/train), but for checkpoint-*:
     run_config.yaml         a training's settings
     trainer_state.json      its curves; of an unfinished training, the newest checkpoint's
     all_results.json        its final evaluation

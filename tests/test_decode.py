@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -19,6 +20,7 @@ from crashes import stops_of
 
 import decode
 import engines
+import post_process
 from decode import DecodeArguments, format_prompts, load_tokenizer, main
 from decoded import finished_responses
 from engines import engine_environments
@@ -145,6 +147,29 @@ def test_finished_run_does_nothing_again(five_seeds, llama, prompt_file, tmp_pat
     main()
     assert "engine" not in capfd.readouterr().err
     assert contents(folder) == contents(five_seeds)
+
+
+@pytest.mark.slow
+def test_parts_from_a_job_array_join_to_the_run_without_parts(five_seeds, llama, prompt_file, tmp_path, monkeypatch):
+    """examples/slurm/decode.sbatch with a stand-in for srun, one task after the other."""
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    settings = {"MODEL": llama, "DATA": prompt_file, "OUT": str(tmp_path / "out"), "PARTS": "2"}
+    settings["DECODE_ARGS"] = "--max_tokens 160 --max_model_len 512 --dtype float32"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for task in ("1", "2"):
+        words = ["env", *(f"{key}={value}" for key, value in settings.items()), f"SLURM_ARRAY_TASK_ID={task}"]
+
+        result = run_script(*words, "bash", str(ROOT / "examples" / "slurm" / "decode.sbatch"))
+        assert result.returncode == 0, result.stderr
+    parts = [str(tmp_path / "out" / f"part_{task}") for task in (1, 2)]
+    whole = shutil.copytree(five_seeds, tmp_path / "whole")
+    for folders, output in ((parts, tmp_path / "joined"), ([str(whole)], whole)):
+        argv = ["post_process.py", "--generation_file_dir", *folders, "--output_dir", str(output)]
+        monkeypatch.setattr(sys, "argv", argv)
+        post_process.main()
+    assert (tmp_path / "joined/all_outputs.json").read_bytes() == (whole / "all_outputs.json").read_bytes()
+    assert all(len(read_rows(Path(part) / "output_13.json", "", {})) >= 5 for part in parts)
 
 
 @pytest.mark.slow

@@ -195,11 +195,11 @@ def test_the_whole_loop_killed_and_started_again(tmp_path):
     assert result.stdout.splitlines()[-1] == line
     page = (out / "report.html").read_text()
     assert "data:image/svg" in page and 'src="http' not in page and "<script" not in page and "<link" not in page
-    results = json.loads((out / "models/simpo/all_results.json").read_text())
+    results = json.loads((out / "round_1/model/all_results.json").read_text())
     assert "train_loss" in results and "eval_rewards/margins" in results
-    weights = (out / "models/simpo/model.safetensors").stat().st_mtime_ns
+    weights = (out / "round_1/model/model.safetensors").stat().st_mtime_ns
     again = run_script(*command)
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == line and "==" not in again.stdout
-    assert (out / "models/simpo/model.safetensors").stat().st_mtime_ns == weights
+    assert (out / "round_1/model/model.safetensors").stat().st_mtime_ns == weights
     other = run_script(*command[:2], "SEED=6", *command[3:])
     assert other.returncode == 2 and "SEED=5" in other.stderr and "Traceback" not in other.stderr

@@ -1,14 +1,19 @@
 """on_policy_data_gen/run_rounds.sh: what it refuses before it decodes anything, and rounds killed and continued."""
 
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, write_jsonl
+from crashes import contents
 
 import held_out
 import rounds
@@ -200,3 +205,105 @@ def test_answers_of_all_models_beside_each_other(monkeypatch, tmp_path, capsys, 
 def test_wrong_use(tmp_path):
     result = subprocess.run(["bash", ROUNDS, "only_a_model"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("usage: ")
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------
+
+LETTERS = """
+def count(prompt, responses, row):
+    return [response.count("a") + len(response) / 100 for response in responses]
+"""
+TRAINING = """
+beta: 2.0
+gamma_beta_ratio: 0.5
+learning_rate: 1e-3
+max_length: 128
+max_prompt_length: 64
+max_steps: 3
+per_device_train_batch_size: 4
+save_steps: 1
+report_to: none
+bf16: false
+"""
+MADE = ("*.json", "*.jsonl", "held_out/**/*.json", "round_*/train/*.json", "round_*/annotated/*.json")
+MADE += ("round_*/model/model.safetensors", "round_*/annotated/datasets/**/*.arrow", "round_*/done")
+
+
+def start(folder: Path, **settings: str) -> subprocess.Popen:
+    environment = {
+        "CONFIG": str(folder / "train.yaml"),
+        "ROUNDS": "2",
+        "SEEDS": "13 21",
+        "REWARD": f"{folder / 'letters.py'}:count",
+        "DECODE_ARGS": "--max_tokens 12 --max_model_len 256 --dtype float32",
+        "ANNOTATE_ARGS": "--test_fraction 0.2",
+        "TRAIN": "python",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            ["bash", ROUNDS, str(folder / "model"), str(folder / "prompts.jsonl"), "out put"],
+            cwd=folder,
+            env=os.environ | environment | settings,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(folder: Path, **settings: str) -> None:
+    status = start(folder, **settings).wait(600)
+    assert status == 0, (folder / "log").read_text()[-3000:]
+
+
+@pytest.mark.slow
+def test_a_round_killed_twice_ends_with_the_same_files(world, tmp_path):
+    """Two rounds; then the second again, killed with all its processes at random moments, and continued."""
+    shutil.copytree(world / "model", tmp_path / "model")
+    shutil.copy(world / "prompts.jsonl", tmp_path)
+    (tmp_path / "letters.py").write_text(LETTERS)
+    (tmp_path / "train.yaml").write_text(TRAINING)
+    out = tmp_path / "out put"
+    finish(tmp_path)
+    whole = contents(out, *MADE)
+    held_out_prompts = {row["prompt"] for row in rows_of(out / "held_out.jsonl")}
+    files = [out / "round_1/train/output_13.json", out / "round_2/train/output_1013.json"]
+    prompts = [{row["prompt"] for row in json.loads(file.read_text())} for file in files]
+    assert len(prompts[0] | prompts[1]) == 39 and not prompts[0] & prompts[1]
+    assert not held_out_prompts & (prompts[0] | prompts[1])
+    starts = [read_yaml(str(out / f"round_{n}/model/run_config.yaml"))["identity"]["model"] for n in (1, 2)]
+    assert starts == [str(tmp_path / "model"), str(out / "round_1/model")]
+    page = (out / "report.html").read_text()
+    assert "2 of 2 rounds are measured" in page and "round 2" in page
+
+    shutil.rmtree(out / "round_2")
+    shutil.rmtree(out / "held_out" / "2")
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(2):
+        process = start(tmp_path)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(5, 25))
+        for pid in descendants(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(60)
+    finish(tmp_path)
+    again = contents(out, *MADE)
+    assert again.keys() == whole.keys()
+    assert [name for name in whole if whole[name] != again[name]] == []
+    before = {path: path.stat().st_mtime_ns for path in out.glob("round_*/**/*")}
+    finish(tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("round_*/**/*")}
+
+
+def descendants(parent: int) -> list[int]:
+    """A process and all below it."""
+    found = [parent]
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            number, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            found += descendants(number) if int(rest[1]) == parent else []
+    return found
