@@ -20,7 +20,7 @@ from typing import Any
 
 from candidates import MADE
 from conversations import Prompt, check_unicode, prompt_text, read_prompt, to_json
-from parts import check_parts, seed_files
+from joined import check_parts, seed_files
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, say, warn
 from simpo.files import read_list, write_json
