@@ -70,7 +70,8 @@ def main() -> None:
     check_whole_model(args.model, "MODEL")
     seeds = all_seeds(asked["SEEDS"], rounds)
     decode = read_options("DECODE_ARGS", DecodeArguments, asked["DECODE_ARGS"], data_dir=args.data, seed=seeds)
-    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"])
+    test_file = {} if Path(args.data).is_file() else {"test_generation_file": "test"}
+    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **test_file)
     post_process = read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"])
     if decode.part or decode.exclude:
         raise UserError("DECODE_ARGS: part and exclude are what the rounds set: PROMPTS=split, HELD_OUT")

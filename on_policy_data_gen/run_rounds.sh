@@ -61,7 +61,8 @@ measure() { # measure ROUND: its model's answers to the held-out prompts, and th
     decode "$(newest "$1")" "$out/held_out.jsonl" "$out/held_out/$1" none --prompt_column prompt --temperature 0 --seed 0
     if [ "$1" != 0 ]; then
         run python "$here/held_out.py" "$out/held_out" "$1"
-        annotate "$out/held_out/all_outputs.json" "$out/held_out" --scores_only
+        annotate "$out/held_out/all_outputs.json" "$out/held_out" --scores_only --extra_responses null \
+            --test_generation_file null
     fi
 }
 

@@ -35,6 +35,7 @@ def world(tmp_path_factory) -> Path:
     tiny_llama(folder / "model")
     write_jsonl(folder / "prompts.jsonl", [{"prompt": f"What is {i} plus {i % 7}?", "key": i} for i in range(40)])
     write_jsonl(folder / "few.jsonl", [{"prompt": f"What is {i}?"} for i in range(3)])
+    (folder / "folder").mkdir()
     (folder / "simpo.yaml").write_text("beta: 2.0\ngamma_beta_ratio: 0.5\nlearning_rate: 1e-3\n")
     (folder / "dpo.yaml").write_text("use_wpo_weighting: false\nbeta: 0.01\n")
     return folder
@@ -95,6 +96,7 @@ def rows_of(path: Path) -> list[dict]:
         ({"DECODE_ARGS": "--part 1/2"}, ["DECODE_ARGS", "PROMPTS=split"]),
         ({"DECODE_ARGS": "--temperature 0"}, ["DECODE_ARGS", "temperature 0"]),
         ({"ANNOTATE_ARGS": "--min_margin -1"}, ["ANNOTATE_ARGS", "min_margin"]),
+        ({"data": "folder", "ANNOTATE_ARGS": "--test_fraction 0.1"}, ["ANNOTATE_ARGS", "both given"]),
         ({"POST_PROCESS_ARGS": "--drop"}, ["POST_PROCESS_ARGS", "drop"]),
         ({"HELD_OUT": "none.jsonl"}, ["none.jsonl"]),
         ({"HELD_OUT_FRACTION": "2"}, ["HELD_OUT_FRACTION: '2'"]),
