@@ -1,26 +1,19 @@
 # make quickstart   trains a small model on this machine's CPU, end to end
 # make test         runs the tests              make test-fast  those that need neither an engine nor several processes
-# Both make their own environment in .venv first (Linux, Python 3.11; about 4 GB).
+# make lock         writes requirements/*.txt again from setup.py's bounds (needs uv)
+# The others make the environment in .venv, or bring it up to date (Linux, Python 3.11 to 3.13; about 4 GB).
 
-PYTHON ?= python3.11
 BIN := .venv/bin
-TORCH := 2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHON UPGRADE
 
-.PHONY: env quickstart test test-fast style quality bench clean
+.PHONY: env lock quickstart test test-fast style quality bench clean
 
-env: .venv/.complete
+env:
+	@bash requirements/install.sh
 
-# vLLM's CPU build needs torch's CPU build: from what pip is set up to search, else with uv, which knows where it is.
-# torchvision and its kin, which vLLM pulls in, are CUDA builds that break imports beside it; text needs none of them.
-.venv/.complete: setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "pip>=25"
-	$(BIN)/pip install --quiet torch==$(TORCH)+cpu \
-		|| { $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --torch-backend cpu torch==$(TORCH); }
-	$(BIN)/pip install --quiet --editable ".[cpu,eval,dev]"
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	touch $@
+lock:
+	bash requirements/lock.sh
 
 quickstart: env
 	bash examples/quickstart/run.sh

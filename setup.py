@@ -1,4 +1,9 @@
-"""Installs `simpo`, `alignment` and the trainer modules in scripts/. Versions that must agree are pinned here, once."""
+"""Installs `simpo`, `alignment` and the trainer modules in scripts/.
+
+The bounds of versions are here; what was tested, and `make` and environment.yml install, is in requirements/.
+"""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -8,6 +13,8 @@ setup(
     name="simpo",
     version="1.0.0",
     description="SimPO and WPO: preference optimization, from on-policy data to evaluation",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["simpo", "simpo.*", "alignment"]),
@@ -43,6 +50,7 @@ setup(
             "tiktoken>=0.12,<1",
         ],
         "quantization": ["bitsandbytes>=0.48,<1"],
+        "wandb": ["wandb>=0.22,<1"],
         "dev": ["grimp>=3.20,<4", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
     },
 )
