@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["simpo", "simpo.*", "alignment"]),
     package_dir={"alignment": "alignment", "simpo": "simpo", "": "scripts"},
     py_modules=["simpo_config", "simpo_trainer", "wpo_config", "wpo_trainer"],
-    package_data={"simpo": ["chat/templates/*.jinja"]},
+    package_data={"simpo": ["chat/templates/*.jinja", "train/*.csv"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.16,<5.20",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reporting.published import beside_others
 from reporting.read import ITSELF, Change, Comparison, Run, Stage
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -239,6 +240,8 @@ def trainer_measures(stage: Stage) -> Iterable[Measure]:
         yield Measure(where, what, text)
     if count:
         yield Measure(where, "rows", f"{count:,}")
+    for what, value in beside_others(stage):
+        yield Measure(where, what, value)
 
 
 def with_error(value: float, error: float | None, decimals: int) -> str:

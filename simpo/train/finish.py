@@ -18,8 +18,9 @@ from simpo.files import put_in_place, write_json
 from simpo.train.checkpoints import STATE, WholeCheckpoints, set_folders_aside
 from simpo.train.generations import mend_generations
 from simpo.train.progress import described, duration, print_lines
+from simpo.train.published import PublishedRun, published_run
 from simpo.train.rerun import mark_finished, settings_of, write_run_config
-from simpo.train.run import run_identity
+from simpo.train.run import pairs_of_a_step, run_identity
 from simpo.train.same_data import check_same_rows
 from simpo.train.trainer import PreferenceTrainer
 
@@ -80,7 +81,8 @@ def train_and_save(
         if args.do_eval:
             results["eval"] = last_evaluation(trainer)
         if trainer.is_world_process_zero():
-            save_results(trainer, folder, results)
+            published = published_run({"objective": objective, **settings}, pairs_of_a_step(args))
+            save_results(trainer, folder, results, published)
         if args.push_to_hub:
             trainer.push_to_hub(**card)
         trainer.accelerator.wait_for_everyone()  # all have written, and leave together: or launchers end the others
@@ -131,17 +133,21 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
     return metrics | {"eval_samples": len(trainer.eval_dataset)}
 
 
-def save_results(trainer: Trainer, folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Say what the run ended with, and write SPLIT_results.json, all_results.json and trainer_state.json."""
+def save_results(
+    trainer: Trainer, folder: Path, results: Mapping[str, Mapping[str, float]], published: PublishedRun | None
+) -> None:
+    """Say what the run ended with, beside what others saw; write SPLIT_results.json, all_results.json and the state."""
     together: dict[str, float] = {}
     for split, metrics in results.items():
         write_json(folder / f"{split}_results.json", dict(sorted(metrics.items())))
         together |= metrics
     write_json(folder / "all_results.json", dict(sorted(together.items())))
     took = f" in {duration(together['train_runtime'])}" if "train_runtime" in together else ""
-    say(f"trained: {trainer.state.global_step} steps on {together['train_samples']} rows{took}")
+    say(f"trained:    {trainer.state.global_step} steps on {together['train_samples']} rows{took}")
     if "eval_samples" in together:
-        say(f"evaluated: {described(together, 'eval_')} on {together['eval_samples']} rows")
+        say(f"evaluated:  {described(together, 'eval_')}   on {together['eval_samples']} rows")
+        if published and published.evaluation:
+            say(f"others saw: {described(published.evaluation, 'eval_')}   at {published.seen}")
     beside = folder / f"{STATE}.tmp"
     trainer.state.save_to_json(str(beside))
     put_in_place(beside, folder / STATE)

@@ -9,6 +9,7 @@ from simpo.train.config import PreferenceConfig, config_class
 from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy, load_reference
+from simpo.train.rerun import settings_of
 from simpo.train.run import load_pairs, show_summary, start_run
 from simpo.train.trainer import PreferenceTrainer
 
@@ -38,7 +39,7 @@ def train_on_preferences(
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    show_summary(trainer)
+    show_summary(trainer, settings_of(model_args, data_args, args))
     train_and_save(trainer, model_args, data_args, checkpoint, objective=objective.name)
 
 

@@ -26,12 +26,13 @@ from simpo.train.checks import check_settings
 from simpo.train.config import PreferenceConfig
 from simpo.train.model import model_identity
 from simpo.train.model_on_paper import check_resumed_adapters
+from simpo.train.progress import described
+from simpo.train.published import PAIRS_PER_STEP, published_run
 from simpo.train.rerun import take_up
 from simpo.train.trainer import PreferenceTrainer
 
 # The published files (SimPO's, its baselines', WPO's): 128 pairs per optimizer step, whatever the number of GPUs.
 PAPER_CONFIGS = re.compile(r"(mistral-7b|llama-3-8b|gemma-2-9b)-(base|instruct|it)-\w+(-v2)?|mistral|llama3_instruct")
-PAPER_PAIRS_PER_STEP = 128
 
 
 def start_run(
@@ -106,13 +107,17 @@ def load_splits(
     return splits
 
 
-def show_summary(trainer: PreferenceTrainer) -> None:
-    """Print what is about to happen: model, data, steps, the loss to expect, and three rows as the model sees them."""
+def show_summary(trainer: PreferenceTrainer, settings: Mapping[str, Any]) -> None:
+    """Print what is about to happen: model, data, steps, the loss to expect, and three rows as the model sees them.
+
+    Args:
+        settings: see `settings_of`.
+    """
     args, model = trainer.args, trainer.model
     trained = sum(
         p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in model.parameters() if p.requires_grad
     )
-    pairs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    pairs_per_step = pairs_of_a_step(args)
     steps = args.max_steps
     if steps <= 0:
         rows = trainer.data_reports["train"].rows
@@ -136,14 +141,22 @@ def show_summary(trainer: PreferenceTrainer) -> None:
         "first loss": expected_first_loss(trainer),
         "output": str(Path(args.output_dir).resolve()),
     }
+    if published := published_run({"objective": trainer.objective.name, **settings}, pairs_per_step):
+        lines["published"] = f"as {published.name} (the released model: {published.scores})"
+        if published.evaluation:
+            lines["others saw"] = f"{described(published.evaluation, 'eval_')}   at {published.seen}"
     say("\n".join(f"  {name:<12}{text}" for name, text in lines.items()))
     config = Path(sys.argv[1]).stem if len(sys.argv) > 1 else ""
-    if PAPER_CONFIGS.fullmatch(config) and pairs_per_step != PAPER_PAIRS_PER_STEP:
+    if PAPER_CONFIGS.fullmatch(config) and pairs_per_step != PAIRS_PER_STEP:
         warn(
-            f"{pairs_per_step} pairs per optimizer step; the paper's results need {PAPER_PAIRS_PER_STEP}: "
+            f"{pairs_per_step} pairs per optimizer step; the paper's results need {PAIRS_PER_STEP}: "
             "adjust gradient_accumulation_steps"
         )
     show_samples(trainer)
+
+
+def pairs_of_a_step(args: TrainingArguments) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def expected_first_loss(trainer: PreferenceTrainer) -> str:
