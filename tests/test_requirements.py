@@ -159,3 +159,29 @@ def test_without_a_python_one_line_says_so(checkout, tmp_path):
     result = install(checkout, PATH=str(tools))
     tried = "no python3.11; no python3.12; no python3.13; python3 is 3.9"
     assert result.returncode == 2 and result.stderr.endswith(f": {tried}\n") and not (checkout / ".venv").exists()
+
+
+# ---- what else names versions and commands -----------------------------------------------------------------------
+
+
+def test_pre_commit_has_the_locked_ruff():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["rev"] for repository in repositories] == [f"v{pins('cpu')['ruff']}"]
+
+
+def test_the_public_workflow_runs_what_ci_runs(declared):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+    python = next(step["with"]["python-version"] for step in steps if "python-version" in step.get("with", {}))
+    assert python == "3.11" and f">={python}" == declared["python_requires"]
+
+
+def test_the_citation_is_of_this_version_and_both_papers(declared):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (declared["version"], declared["license"])
+    papers = {paper["url"].rpartition("/")[2]: paper["title"] for paper in citation["references"]}
+    assert papers.keys() == {"2405.14734", "2406.11827"}
+    readme = (ROOT / "README.md").read_text().replace("{", "").replace("}", "")
+    assert all(title in readme for title in papers.values())
