@@ -31,6 +31,12 @@ OUTSIDE = {
     *("safetensors", "vllm", "yaml", "zipfile", "zlib"),
 }
 
+# How to turn off a library's progress bars: what it reads when it is loaded, and a call where it has been.
+BARS = {
+    "datasets": ("HF_DATASETS_DISABLE_PROGRESS_BARS", "disable_progress_bars"),
+    "transformers.utils.logging": ("HF_HUB_DISABLE_PROGRESS_BARS", "disable_progress_bar"),
+}
+
 _held = ExitStack()
 
 
@@ -50,6 +56,15 @@ def is_main_process() -> bool:
 def bars_are_shown() -> bool:
     """Progress bars redraw themselves, which in a file or a pipe is noise."""
     return is_main_process() and sys.stderr.isatty()
+
+
+def hide_library_bars() -> None:
+    """... where bars are not shown, in this process and in those that it starts."""
+    if not bars_are_shown():
+        for library, (variable, function) in BARS.items():
+            os.environ[variable] = "1"
+            if library in sys.modules:
+                getattr(sys.modules[library], function)()
 
 
 def progress(total: int, desc: str, unit: str, position: int = 0, **options: Any) -> "tqdm":
@@ -110,6 +125,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapper() -> None:
         end_with_launcher()
+        hide_library_bars()
         status = 0
         try:
             with quiet_interrupts(), _held:

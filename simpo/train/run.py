@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from simpo.config import DataArguments, ModelArguments
-from simpo.console import UserError, bars_are_shown, say, warn
+from simpo.console import UserError, say, warn
 from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
 from simpo.files import weights_digest
@@ -55,9 +53,6 @@ def start_run(
                 f"learning_rate {args.learning_rate:g} is high for full fine-tuning: published rates for {objective} "
                 f"end at {highest:g}; too high a rate gives repeating, incoherent text"
             )
-    if not bars_are_shown():
-        datasets.disable_progress_bars()
-        disable_progress_bar()
     set_seed(args.seed)
     checkpoint = take_up(model_args, data_args, args, run_identity(model_args, objective))
     check_resumed_adapters(checkpoint, model_args)
