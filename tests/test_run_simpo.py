@@ -61,8 +61,14 @@ def test_recorded_initial_logps(shared):
 
 
 def test_a_run_leaves_a_model_that_answers_and_says_what_it_did(config, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, config(do_eval=True, eval_strategy="steps", eval_steps=2, generate_during_eval=True))
-    out, folder = capsys.readouterr().out, tmp_path / "out"
+    token = "hf_thisIsNobodysToken"
+    monkeypatch.setenv("HF_TOKEN", "")
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "generate_during_eval": True, "hub_token": token}
+    run(monkeypatch, config(do_eval=True, **settings))
+    captured, folder = capsys.readouterr(), tmp_path / "out"
+    out = captured.out
+    assert token not in captured.out + captured.err and os.environ["HF_TOKEN"] == token  # there to push with
+    assert not any(token.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert "4 pairs (1 processes x 2 x 2 accumulated), 4 steps" in out and "about 1.313 expected" in out
     assert out.count("\n    rejected  '<|") == 3 and f"model in {folder}" in out
     results = json.loads((folder / "all_results.json").read_text())
@@ -71,7 +77,7 @@ def test_a_run_leaves_a_model_that_answers_and_says_what_it_did(config, tmp_path
     card = (folder / "README.md").read_text()
     assert "2405.14734" in card and "gamma_beta_ratio: 0.5" in card
     settings = yaml.safe_load((folder / "run_config.yaml").read_text())["settings"]
-    assert settings["learning_rate"] == 1e-3 and "token" not in str(settings.get("hub_token"))
+    assert settings["learning_rate"] == 1e-3
     lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2] * 4 + [4] * 4 and lines[0]["prompt"].startswith("<|begin_of_text|>")
     answer = run_script(sys.executable, "generate.py", str(folder), "What is 1 plus 1?", "--max_new_tokens", "5")

@@ -1,6 +1,7 @@
 """What every run_*.py shares: checks before anything slow, and the start-up summary."""
 
 import math
+import os
 import random
 import re
 import sys
@@ -46,6 +47,8 @@ def start_run(
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.backends.cuda.enable_cudnn_sdp(False)  # sdpa's first choice on an H100 plans anew for every shape
     check_settings(model_args, data_args, args, objective)
+    if args.hub_token:  # the trainer saves its arguments beside the weights, which may be published
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     if isinstance(args, PreferenceConfig) and not model_args.use_peft:
         highest = args.declaration.highest_learning_rate
         if args.learning_rate > 2 * highest:
