@@ -34,13 +34,14 @@ from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say, warn
 from simpo.files import weights_digest, write_json
 from simpo.folder import check_settings, check_shared, lock_folder, recorded_settings
+from simpo.judge.endpoint import EndpointArguments
 
 SETTINGS = "annotate_settings.json"
 MUCH = 1.5  # times longer
 
 
 @dataclass
-class AnnotateArguments:
+class AnnotateArguments(EndpointArguments):
     """What to score, with which reward model, and how to choose pairs."""
 
     generation_file: str = field(
@@ -50,7 +51,7 @@ class AnnotateArguments:
         default="RLHFlow/ArmoRM-Llama3-8B-v0.1",
         metadata={
             "help": "ArmoRM, PairRM or a sequence classifier with one label: hub name or folder. Or a program: "
-            "path/to/file.py:function. Or given: the scores in the rows (see rewards/)."
+            "path/to/file.py:function. Or judge:NAME, a chat model at --base_url. Or given: the scores in the rows."
         },
     )
     output_dir: str = field(default="datasets/gemma2_ultrafeedback/", metadata={"help": "Folder of the results."})
@@ -77,6 +78,10 @@ class AnnotateArguments:
     retry_failed: bool = field(default=False, metadata={"help": "Try again what an earlier run could not score."})
     time_limit: float = field(
         default=60.0, metadata={"help": "Seconds that a program has for the responses to one prompt."}
+    )
+    rubric: str | None = field(
+        default=None,
+        metadata={"help": "By what a judge rates: a text with {prompt} and {response} (default: rewards/rubric.txt)."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the reward model."})
     scores_only: bool = field(default=False, metadata={"help": "Write all_outputs_rm.json, and make no pairs."})
@@ -105,6 +110,11 @@ class AnnotateArguments:
     )
 
     def __post_init__(self):
+        super().__post_init__()
+        if not self.reward_model.startswith("judge:"):
+            for name in ("rubric", "base_url", "judge_args"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"{name}: is of a judge only: --reward_model judge:NAME")
         if self.test_fraction is not None and self.test_generation_file is not None:
             raise UserError("test_fraction and test_generation_file are both given: choose one")
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction
@@ -131,7 +141,16 @@ def main() -> None:
     from rewards import Options, load_reward_model
 
     recorded = recorded_settings(Path(args.output_dir) / SETTINGS).get("chat_template_kwargs")
-    options = Options(args.batch_tokens, args.max_length, args.trust_remote_code, args.time_limit, recorded)
+    options = Options(
+        args.batch_tokens,
+        args.max_length,
+        args.trust_remote_code,
+        args.time_limit,
+        endpoint=args,
+        rubric=args.rubric,
+        folder=Path(args.output_dir),
+        template_variables=recorded,
+    )
     source = load_reward_model(args.reward_model, options)
     # The folder is held after joining: a process whose launcher was killed meanwhile waits for the others for ever.
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
@@ -189,10 +208,10 @@ def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]],
 
 
 def accept_revision(record: Path, revision: str | None) -> None:
-    """Other scores of a program that was edited are not refused: they are asked for, all of them."""
+    """Other scores by a program or a rubric that was edited are not refused: they are asked for, all of them."""
     known = recorded_settings(record)
     if known.get("revision") not in (None, revision) and revision is not None:
-        say("the program has changed since the last run: it scores everything again")
+        say("the program or the rubric has changed since the last run: everything is scored again")
         write_json(record, known | {"revision": revision})
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from simpo.console import UserError, progress, warn
 from simpo.folder import Journal
 from truncation import warn_of_cut
 
-CHUNK = 1024  # prompts whose units are encoded and sorted by length together
 HOPELESS = 64  # values that all fail for one reason (not for memory: the longest come first), after which it is enough
 NOT_TRIED = "not tried, because all before it failed"
 
 
 def unit_key(unit: tuple[Any, ...]) -> str:
+    """What names a unit in journals."""
     return hashlib.sha256(json.dumps(unit).encode()).hexdigest()[:32]
 
 
@@ -75,7 +76,8 @@ def score_share(
 
     done = known_scores(folder, retry_failed)
     share = rows[processes.rank :: processes.count]
-    chunks = [[u for row in share[i : i + CHUNK] for u in units_of(source, row)] for i in range(0, len(share), CHUNK)]
+    parts = [share[start : start + source.chunk] for start in range(0, len(share), source.chunk)]
+    chunks = [[unit for row in part for unit in units_of(source, row)] for part in parts]
     if all(unit_key(unit) in done for chunk in chunks for unit in chunk):
         return
     journal = Journal(folder, f"scores.{processes.rank}.jsonl")
@@ -89,13 +91,14 @@ def score_share(
     total = sum(len(set(chunk)) for chunk in chunks)
     with progress(total, "scoring", "response", disable=processes.rank > 0) as bar:
         for chunk in chunks:
-            for number, batch in enumerate(source.score_batches(chunk, is_done)):
-                records = {unit_key(unit): to_record(outcome) for unit, outcome in batch}
-                journal.append(records)
-                done.update(records)
-                bar.update(len(batch))
-                if number and len(done) >= HOPELESS and same_failure(done.values()):
-                    return
+            with closing(source.score_batches(chunk, is_done)) as batches:
+                for number, batch in enumerate(batches):
+                    records = {unit_key(unit): to_record(outcome) for unit, outcome in batch}
+                    journal.append(records)
+                    done.update(records)
+                    bar.update(len(batch))
+                    if number and len(done) >= HOPELESS and same_failure(done.values()):
+                        return
 
 
 def split_thoughts(rows: list[dict[str, Any]], thinking: str, counts: Counter[str]) -> None:

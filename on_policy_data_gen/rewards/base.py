@@ -5,11 +5,13 @@ which are kept as they come; a prompt's scores are combined from its units' valu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from conversations import Prompt
+from simpo.judge.endpoint import EndpointArguments
 
 Unit = tuple[Any, ...]
 """What a value belongs to, as JSON: (prompt, response), or (prompt, first response, second response), ..."""
@@ -29,6 +31,12 @@ class Options(NamedTuple):
     trust_remote_code: bool = False
     time_limit: float = 60.0
     """Seconds that a program has for one prompt."""
+    endpoint: EndpointArguments | None = None
+    """Where a judge is, and how it is asked."""
+    rubric: str | None = None
+    """The file by which a judge rates; None: the one that is shipped."""
+    folder: Path | None = None
+    """Of the results: what a judge replied is kept there."""
     template_variables: dict[str, Any] | None = None
     """Of the model's chat template, as an earlier run recorded them: the date, if it writes one."""
 
@@ -51,6 +59,8 @@ class RewardSource:
     """
 
     name: ClassVar[str]
+    chunk: ClassVar[int] = 1024
+    """Prompts whose units are passed to `score_batches` together."""
 
     def __init__(self, argument: str, options: Options):
         self.argument, self.options = argument, options

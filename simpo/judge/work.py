@@ -34,7 +34,8 @@ def work_off(judge: Judge, replies: Replies, journal: Journal) -> Iterator[Task]
             yield task
         refused.clear()
 
-    answered, most = False, MOST_ALONE
+    answered = judge.worked
+    most = judge.endpoint.concurrency + MOST_ALONE if answered else MOST_ALONE
     with closing(finished(judge, replies, journal, spread(replies.pending()))) as results:
         for task, problem in results:
             if problem is None:
