@@ -1,6 +1,7 @@
 """Which of a prompt's responses become the chosen and the rejected one: pure functions of the scores.
 
-To add a rule, write a function here with the decorator `pair_rule`; `--pair_selection` finds it by its name.
+A rule makes one pair, `choose_pairs` several. To add a rule, write a function here with the decorator `pair_rule`;
+`--pair_selection` finds it by its name.
 """
 
 import math
@@ -56,6 +57,30 @@ def pair_rule(choose: Callable[[Candidates], tuple[int, int]]) -> PairRule:
     rule.__doc__, rule.__name__ = choose.__doc__, choose.__name__
     PAIR_RULES[choose.__name__] = rule
     return rule
+
+
+def choose_pairs(
+    rule: PairRule, scores: Sequence[float | None], responses: Sequence[str], count: int, rng: random.Random
+) -> list[Pair]:
+    """Up to `count` pairs that share no text: the rule's, then the rule's among what is left, and so on.
+
+    With max_min: best and worst, second best and second worst. A response without a score is in no pair. A text that
+    comes twice with two scores counts with the first one, so that no pair is of one text.
+
+    Returns:
+        Pairs of positions in `responses`.
+    """
+    first: dict[str, float] = {}
+    left = [i for i, score in enumerate(scores) if score is not None and first.setdefault(responses[i], score) == score]
+    pairs: list[Pair] = []
+    while len(pairs) < count and len(left) >= 2:
+        pair = rule(Candidates([scores[i] for i in left], [len(responses[i]) for i in left], rng))
+        if pair is None:
+            break
+        pairs.append(Pair(left[pair.chosen], left[pair.rejected], pair.margin))
+        used = {responses[left[pair.chosen]], responses[left[pair.rejected]]}
+        left = [i for i in left if responses[i] not in used]
+    return pairs
 
 
 @pair_rule

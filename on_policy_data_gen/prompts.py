@@ -1,18 +1,13 @@
 """The prompts to answer: from the hub, a folder, a file, or a plain list."""
 
-import csv
-import gzip
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from conversations import Prompt, prompt_digest, prompt_text, read_prompt
 from simpo.console import UserError, first_few, say, warn
-from simpo.files import read_list
+from tables import read_split
 
-SUFFIXES = tuple(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
 CONVERSATIONS = ("messages", "chosen")  # columns that hold the prompt as well, where there is no column `prompt`
 LIKELY = ("instruction", "question", "query", "input", "text", "conversation", "conversations", "messages", "chosen")
 
@@ -85,16 +80,10 @@ def read_prompts(data_dir: str, split: str, column: str, keep: Sequence[str]) ->
     Raises:
         UserError: the data cannot be read, or have no such column.
     """
-    path = Path(data_dir)
-    # a folder's file named after the split: the library would read train_prefs.jsonl as the split "train"
-    path = next((file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()), path)
-    if path.is_file():
-        rows = read_file(path)
+    rows = read_split(data_dir, split, "data_dir")
+    if isinstance(rows, list):
         columns = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
     else:
-        from simpo.data.load import load_split
-
-        rows = load_split(data_dir, None, split, key="data_dir")
         columns = rows.column_names
     if missing := [name for name in keep if name not in columns]:
         raise UserError(f"keep_columns: {data_dir} has no column {missing[0]!r} (found: {', '.join(columns)})")
@@ -123,37 +112,3 @@ def choose_column(data_dir: str, columns: list[str], column: str) -> str:
     likely = [name for name in LIKELY if name in columns] or (columns if len(columns) == 1 else [])
     hint = f"; --prompt_column {likely[0]}?" if likely else ""
     raise UserError(f"prompt_column: {data_dir} has no column {column!r} (found: {', '.join(columns)}){hint}")
-
-
-def read_file(path: Path) -> list[Any]:
-    """The rows of a file, or its plain strings.
-
-    Raises:
-        UserError: another kind of file, or not readable as what its name says.
-    """
-    name = path.name.removesuffix(".gz")
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"data_dir: {path}: a file must be one of {', '.join(SUFFIXES)}")
-    if not name.endswith((".csv", ".parquet")):
-        return [item for _, item in read_list(path, "data_dir")]
-    try:
-        if name.endswith(".csv"):
-            return read_csv(path)
-        import pyarrow.parquet
-
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, ValueError, EOFError, csv.Error) as error:
-        raise UserError(f"data_dir: {path} cannot be read: {error}") from error
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """A CSV file's rows; every value is text, "NA" and "null" too."""
-    csv.field_size_limit(sys.maxsize)
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        rows = list(reader)
-    if bad := [number for number, row in enumerate(rows) if None in row]:
-        raise ValueError(f"row {bad[0]} has more fields than the header; texts with commas need quotes")
-    return rows

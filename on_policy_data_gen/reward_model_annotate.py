@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from candidates import add_responses, read_candidates
+from candidates import add_responses, check_scores, read_candidates
 from conversations import prompt_text
-from pair_selection import PAIR_RULES, Candidates
+from pair_selection import PAIR_RULES, choose_pairs
 from processes import Processes, joined_processes
 from results import scored_row, write_results, write_split_files
 from scoring import apply_scores, known_scores, score_share, split_thoughts
@@ -45,7 +45,8 @@ class AnnotateArguments(EndpointArguments):
     """What to score, with which reward model, and how to choose pairs."""
 
     generation_file: str = field(
-        default="datasets/gemma2_ultrafeedback/all_outputs.json", metadata={"help": "post_process.py's output."}
+        default="datasets/gemma2_ultrafeedback/all_outputs.json",
+        metadata={"help": "post_process.py's output, or other responses (with scores): a file, or DATA:SPLIT."},
     )
     reward_model: str = field(
         default="RLHFlow/ArmoRM-Llama3-8B-v0.1",
@@ -97,8 +98,8 @@ class AnnotateArguments(EndpointArguments):
     extra_responses: str | None = field(
         default=None,
         metadata={
-            "help": "Off-policy responses to score beside the model's own: a .json or .jsonl file with prompt and "
-            "all_generated_responses, or with prompt, chosen and rejected."
+            "help": "Off-policy responses to score beside the model's own: a file, or DATA:SPLIT+SPLIT of a folder or "
+            "the hub, with all_generated_responses, chosen and rejected, or completions."
         },
     )
     test_generation_file: str | None = field(
@@ -193,16 +194,17 @@ def annotate(
 def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
     """The prompts with their candidates: "train", and "test" when the test prompts come in a file of their own."""
     counts: Counter[str] = Counter()
-    rows = {"train": read_candidates(Path(args.generation_file), "generation_file")}
+    rows = {"train": read_candidates(args.generation_file, "generation_file")}
     if args.test_generation_file is not None:
-        rows["test"] = read_candidates(Path(args.test_generation_file), "test_generation_file")
+        rows["test"] = read_candidates(args.test_generation_file, "test_generation_file")
         held_out = {row["prompt"] for row in rows["test"]}
         kept = [row for row in rows["train"] if row["prompt"] not in held_out]
         counts["train prompts dropped: also in the test file"] = len(rows["train"]) - len(kept)
         rows["train"] = kept
     everything = [row for split in rows.values() for row in split]
     if args.extra_responses is not None:
-        counts.update(add_responses(everything, Path(args.extra_responses)))
+        counts.update(add_responses(everything, args.extra_responses))
+    check_scores(everything, args.reward_model)
     split_thoughts(everything, args.thinking, counts)
     return rows, counts
 
@@ -231,26 +233,19 @@ def make_pairs(rows: list[dict[str, Any]], args: AnnotateArguments, counts: Coun
     for what in ("kept", "dropped: all scores identical", "dropped: margin below min_margin"):
         counts[f"pairs {what}"] += 0  # shown even when there are none
     for row in rows:
-        left = [i for i, score in enumerate(row["all_rm_scores"]) if score is not None]
-        if len(left) < 2:
-            counts["pairs dropped: fewer than two responses with a score"] += 1
+        scores, responses = row["all_rm_scores"], row["all_generated_responses"]
         rng = random.Random(f"{args.seed} {prompt_text(row['prompt'])}")  # so that other prompts do not matter
-        for number in range(args.pairs_per_prompt):
-            if len(left) < 2:
-                break
-            lengths = [len(row["all_generated_responses"][i]) for i in left]
-            scores = [row["all_rm_scores"][i] for i in left]
-            pair = PAIR_RULES[args.pair_selection](Candidates(scores, lengths, rng))
-            if pair is None:
-                counts["pairs dropped: all scores identical"] += number == 0
-                break
-            sides = {"chosen_index": left[pair.chosen], "rejected_index": left[pair.rejected]}
-            left = [i for i in left if i not in sides.values()]
+        found = choose_pairs(PAIR_RULES[args.pair_selection], scores, responses, args.pairs_per_prompt, rng)
+        if sum(score is not None for score in scores) < 2:
+            counts["pairs dropped: fewer than two responses with a score"] += 1
+        elif not found:
+            counts["pairs dropped: all scores identical"] += 1
+        for pair in found:
             if pair.margin < args.min_margin:
                 counts["pairs dropped: margin below min_margin"] += 1
-                continue
-            counts["pairs kept"] += 1
-            pairs.append(row | sides)
+            else:
+                counts["pairs kept"] += 1
+                pairs.append(row | {"chosen_index": pair.chosen, "rejected_index": pair.rejected})
     return pairs
 
 

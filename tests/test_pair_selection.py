@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pair_selection
-from pair_selection import PAIR_RULES, Candidates, Pair
+from pair_selection import PAIR_RULES, Candidates, Pair, choose_pairs
 
 NAN, INF = float("nan"), float("inf")
 
@@ -66,6 +66,28 @@ def test_random_rejected():
     assert {pair.chosen for pair in pairs} == {1}
     assert {pair.rejected for pair in pairs} == {0, 2, 4}  # not 3, which ties with the chosen one
     assert random_rejected(scores, random.Random(7)) == random_rejected(scores, random.Random(7))
+
+
+def test_disjoint_pairs():
+    """They share no text; one text is no pair, and of its two scores the first counts."""
+
+    def pairs(scores, responses, count=9, rule="max_min"):
+        found = choose_pairs(PAIR_RULES[rule], scores, responses, count, random.Random(0))
+        return [responses[pair.chosen] + responses[pair.rejected] for pair in found]
+
+    assert pairs([3, 1, 5, 2, 4], "abcde") == ["cb", "ed"] and pairs([3, 1, 5, 2, 4], "abcde", count=1) == ["cb"]
+    assert pairs([1, 2, 2, 3], "abcd") == ["da"]  # what is left is tied
+    assert pairs([None, 2, 1, None], "abcd") == ["bc"] and pairs([None, 2], "ab") == []
+    assert pairs([5, 5, 1, 2, 3], "aabcd") == ["ab", "dc"]  # each a once
+    assert pairs([5, 1, 3, 2], "aabc") == ["ac"] and pairs([5, 1], "aa") == []
+    assert pairs([9, 1, 9, 9, 1], ["long one", "x", "ab", "abc", "abcd"], rule="wpo_v2") == ["abx", "abcabcd"]
+    rng = random.Random(1)
+    for _ in range(200):
+        texts = [rng.choice("abcdef") for _ in range(rng.randint(0, 9))]
+        scores = [rng.choice([None, 1, 2, 3]) for _ in texts]
+        for rule in ("max_min", "wpo_v2", "random_rejected"):
+            used = "".join(pairs(scores, texts, rule=rule))
+            assert len(used) == len(set(used))
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, NAN], [INF, 1.0]])
