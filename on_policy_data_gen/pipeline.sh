@@ -10,6 +10,7 @@ repository=$(dirname "$here")
 : "${POST_PROCESS_ARGS:=}" # ... of post_process.py
 : "${ANNOTATE_ARGS:=}"     # ... of reward_model_annotate.py
 : "${ANNOTATE:=python}"    # how to start it, such as "accelerate launch --num_processes 8"
+extra_args=()              # ... of reward_model_annotate.py where it makes pairs, each a word
 
 # shellcheck source=../scripts/children.sh
 . "$repository/scripts/children.sh"
@@ -43,5 +44,5 @@ make_pairs() { # make_pairs MODEL DATA OUT [OPTION...]: all steps; the options a
         generate "$model" "$data" "$out/test" "$TEST_SPLIT"
         test_args=(--test_generation_file "$out/test/all_outputs.json")
     fi
-    annotate "$out/train/all_outputs.json" "$out/annotated" "${test_args[@]}"
+    annotate "$out/train/all_outputs.json" "$out/annotated" "${test_args[@]}" "${extra_args[@]}"
 }

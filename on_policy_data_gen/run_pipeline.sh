@@ -7,7 +7,9 @@
 # MODEL: hub name or folder. DATA: hub name or folder with the two splits, or one file of prompts (then a part of the
 # pairs is the test split). OUT receives train/ and test/ (responses; see decode.py and post_process.py) and
 # annotated/ (scores and pairs; see reward_model_annotate.py). Run it again after a stop: it continues. More settings
-# from the environment: pipeline.sh.
+# from the environment: pipeline.sh, and
+#     EXTRA_RESPONSES   off-policy responses to score as well: a file, or DATA:SPLIT+SPLIT
+#     TRAIN             simpo or wpo: which training command is printed
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -17,10 +19,14 @@ fi
 model=$1 data=$2 out=$3
 # shellcheck source=pipeline.sh
 . "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"
+: "${TRAIN:=simpo}"
+[ -z "${EXTRA_RESPONSES:-}" ] || extra_args=(--extra_responses "$EXTRA_RESPONSES")
 
 make_pairs "$model" "$data" "$out"
 
-case "$(basename "$model" | tr '[:upper:]' '[:lower:]')" in
+case "$TRAIN $(basename "$model" | tr '[:upper:]' '[:lower:]')" in
+wpo*mistral* | wpo*zephyr*) config=mistral ;;
+wpo*) config=llama3_instruct ;;
 *gemma*) config=gemma-2-9b-it-simpo ;;
 *mistral*) config=mistral-7b-instruct-simpo ;;
 *) config=llama-3-8b-instruct-simpo-v2 ;;
@@ -30,5 +36,5 @@ datasets=$(cd "$out/annotated" && pwd)/datasets
 echo
 echo "To train on the result:"
 printf "accelerate launch %q %q --model_name_or_path=%q --dataset_mixer=%q --dataset_splits=train,test --output_dir=%q\n" \
-    "$repository/scripts/run_simpo.py" "$repository/training_configs/$config.yaml" "$model" "{\"$datasets\": 1.0}" \
-    "$(dirname "$datasets")/simpo"
+    "$repository/scripts/run_$TRAIN.py" "$repository/training_configs/$config.yaml" "$model" "{\"$datasets\": 1.0}" \
+    "$(dirname "$datasets")/$TRAIN"

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,33 +12,47 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, losses, run_script, write_jsonl
+from judge_server import KEY, serving
 
+import run_wpo
 from tiny_models import tiny_llama
 from tiny_reward_models import tiny_armorm
 
 PIPELINE = str(ROOT / "on_policy_data_gen" / "run_pipeline.sh")
 
 
-def run_pipeline(cwd: Path, *words: str, **settings: str) -> subprocess.CompletedProcess:
+HYBRID = str(ROOT / "on_policy_data_gen" / "run_hybrid.sh")
+
+
+def run_pipeline(cwd: Path, *words: str, script: str = PIPELINE, **settings: str) -> subprocess.CompletedProcess:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", PIPELINE, *words], cwd=cwd, env=env | settings, capture_output=True, text=True)
+    return subprocess.run(["bash", script, *words], cwd=cwd, env=env | settings, capture_output=True, text=True)
+
+
+DECODED = {"SEEDS": "1 2", "DECODE_ARGS": "--max_tokens 24 --max_model_len 256 --dtype float32"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A folder in which the pipeline went through, and what it said."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    for split, start, count in (("train_prefs", 0, 8), ("test_prefs", 100, 3)):
+        rows = [
+            {"prompt": f"What is {i} plus {i % 7}?", "chosen": f"It is {i + i % 7}.", "rejected": "Who knows?"}
+            for i in range(start, start + count)
+        ]
+        write_jsonl(folder / "prompts" / f"{split}.jsonl", rows)
+    tiny_llama(folder / "models" / "policy")
+    settings = {"REWARD_MODEL": tiny_armorm(folder / "models" / "armorm"), "ANNOTATE_ARGS": "--torch_dtype float32"}
+    result = run_pipeline(folder, "models/policy", "prompts", "out put", **settings, **DECODED)
+    assert result.returncode == 0, result.stderr
+    return folder, result
 
 
 @pytest.mark.slow
-def test_from_prompts_to_a_trained_model(tmp_path):
+def test_from_prompts_to_a_trained_model(made):
     """Train and test prompts, relative paths, another directory; the printed command trains on the result as it is."""
-    for split, start, count in (("train_prefs", 0, 8), ("test_prefs", 100, 3)):
-        rows = [{"prompt": f"What is {i} plus {i % 7}?"} for i in range(start, start + count)]
-        write_jsonl(tmp_path / "prompts" / f"{split}.jsonl", rows)
-    tiny_llama(tmp_path / "models" / "policy")
-    settings = {
-        "SEEDS": "1 2",
-        "REWARD_MODEL": tiny_armorm(tmp_path / "models" / "armorm"),
-        "DECODE_ARGS": "--max_tokens 24 --max_model_len 256 --dtype float32",
-        "ANNOTATE_ARGS": "--torch_dtype float32",
-    }
-    result = run_pipeline(tmp_path, "models/policy", "prompts", "out put", **settings)
-    assert result.returncode == 0, result.stderr
+    tmp_path, result = made
     folder = tmp_path / "out put" / "annotated"
     assert len(json.loads((folder / "all_outputs_bin.json").read_text())) == 8
     assert len(json.loads((folder / "all_outputs_bin_test.json").read_text())) == 3
@@ -56,11 +71,49 @@ def test_from_prompts_to_a_trained_model(tmp_path):
     assert len(losses(folder / "simpo")) == 2
     assert json.loads((folder / "simpo" / "all_results.json").read_text())["eval_samples"] == 3
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out put").rglob("journal/*")}
-    again = run_pipeline(tmp_path, "models/policy", "prompts", "out put", **settings)
-    assert again.returncode == 0 and "16 responses done before" in again.stdout
-    assert "engine" not in again.stderr and "scoring" not in again.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out put").rglob("journal/*")}
+
+@pytest.mark.slow
+def test_hybrid_data_of_wpo(made, monkeypatch):
+    """The model's answers (of an earlier run: none is decoded again) and the data's, rated by a judge; pairs by wpo_v2;
+    the printed command trains with WPO."""
+    folder, _ = made
+    for split in ("train", "test"):
+        shutil.copytree(folder / "out put" / split, folder / "hybrid" / split)
+
+    def reply(messages):
+        answer = messages[0]["content"].split("<answer>\n")[1].split("\n</answer>")[0]
+        return f"Rating: [[{10 if answer.startswith('It is') else 4 if answer == 'Who knows?' else 3}]]", []
+
+    words = ("models/policy", "prompts", "hybrid")
+    with serving(reply) as server:
+        settings = DECODED | {"JUDGE": "tiny-judge", "BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+        result = run_pipeline(folder, *words, script=HYBRID, **settings)
+        assert result.returncode == 0, result.stderr
+        assert "16 responses done before" in result.stdout and "engine" not in result.stderr
+        asked = len(server.served)
+    for name, count in (("bin", 8), ("bin_test", 3)):
+        pairs = json.loads((folder / "hybrid" / "annotated" / f"all_outputs_{name}.json").read_text())
+        assert len(pairs) == count
+        for pair in pairs:
+            own, scores = pair["all_generated_responses"][:2], pair["all_rm_scores"]
+            assert pair["all_generated_responses"][2:] == [pair["chosen"][-1]["content"], "Who knows?"]
+            lowest = [answer for answer, score in zip(own, scores, strict=False) if score == 3]
+            assert scores[2:] == [10, 4] and pair["rejected"][-1]["content"] in lowest
+    assert asked <= 1 + 11 * 4 and "22 extra responses added" in result.stdout
+    printed = shlex.split(result.stdout.strip().splitlines()[-1])
+    assert printed[2].endswith("run_wpo.py") and printed[3].endswith("llama3_instruct.yaml")
+    here = ["--max_steps=2", "--logging_steps=1", "--gradient_accumulation_steps=1", "--preprocessing_num_workers=1"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", [*printed[2:], *here, "--use_cpu=true", "--bf16=false"])
+    run_wpo.main()
+    assert len(losses(folder / "hybrid" / "annotated" / "wpo")) == 2
+
+
+def test_hybrid_data_needs_a_judge(tmp_path):
+    result = run_pipeline(tmp_path, "model", "prompts.jsonl", "out", script=HYBRID)
+    assert result.returncode == 2 and result.stderr.startswith("usage: JUDGE=NAME")
+    result = run_pipeline(tmp_path, "model", "p", "out", script=HYBRID, JUDGE="j", OPENAI_API_KEY="")
+    assert result.returncode == 2 and "OPENAI_API_KEY is not set" in result.stderr
 
 
 def test_wrong_use(tmp_path):

@@ -1,15 +1,9 @@
 """on_policy_data_gen/rewards/judge.py: ratings from a judge's endpoint, whatever it replies."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from crashes import contents, stops_of
 from judge_server import KEY, serving
 
@@ -18,8 +12,6 @@ from rewards import load_reward_model
 from rewards.judge import PROBE, RUBRIC, read_rubric
 from simpo.console import UserError
 from simpo.judge.tasks import find_labels
-
-SCRIPT = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 
 
 @pytest.fixture(autouse=True)
@@ -257,22 +249,3 @@ def test_kills_at_every_file_operation(monkeypatch, tmp_path):
             main()
             assert contents(tmp_path / "out", *files) == whole, stop
             assert kept + len(server.served) == 7, stop
-
-
-@pytest.mark.slow
-def test_killed_with_requests_under_way(tmp_path):
-    write_rows(tmp_path, 6)
-    with serving(rating, slow=0.2) as server:
-        command = [sys.executable, SCRIPT, *options(tmp_path, server.url)]
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-        while len(server.served) < 9:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        while server.busy:
-            time.sleep(0.02)
-        server.slow = 0
-        assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600).returncode == 0
-        assert len(server.served) <= 19 + 2  # at most what was under way is asked again
-    assert None not in scores(tmp_path).values()
