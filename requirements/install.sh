@@ -51,8 +51,9 @@ install_builds() { # the two packages that not every Python has wheels of
 }
 
 make_new() { # with the first Python that does
-    local python version reasons=""
-    for python in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+    local python version reasons="" candidates=(python3.11 python3.12 python3.13 python3 python)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
         version=$(version_of "$python")
         if [ -z "$version" ]; then
             case $python in python3 | python) ;; *) reasons+="; no $python" ;; esac

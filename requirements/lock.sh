@@ -7,7 +7,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extras=(--extra eval --extra quantization --extra wandb --extra dev)
+extras=() # all but the hardware's
+for extra in $(sed -n 's/^        "\([a-z]*\)": \[.*/\1/p' setup.py); do
+    case $extra in cpu | gpu) ;; *) extras+=(--extra "$extra") ;; esac
+done
 form=(--python-platform x86_64-manylinux_2_28 --no-annotate --no-header --no-emit-index-url --no-emit-find-links)
 
 lock() { # lock EXTRA [OPTION...]

@@ -84,7 +84,7 @@ class WholeLines:
     encoding = "utf-8"
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if line := text.strip().removesuffix(", ? left"):
             print(line, file=sys.stderr)
 
     def flush(self) -> None:

@@ -143,7 +143,8 @@ def save_results(
         together |= metrics
     write_json(folder / "all_results.json", dict(sorted(together.items())))
     took = f" in {duration(together['train_runtime'])}" if "train_runtime" in together else ""
-    say(f"trained:    {trainer.state.global_step} steps on {together['train_samples']} rows{took}")
+    mean = f", mean loss {together['train_loss']:.4f}" if "train_loss" in together else ""
+    say(f"trained:    {trainer.state.global_step} steps on {together['train_samples']} rows{took}{mean}")
     if "eval_samples" in together:
         say(f"evaluated:  {described(together, 'eval_')}   on {together['eval_samples']} rows")
         if published and published.evaluation:
