@@ -14,7 +14,7 @@ MADE = {  # fields that the scripts here make; any other is a column of the prom
     *("prompt", "format_prompt", "generated_text", "finish_reason", "num_tokens", "all_generated_responses"),
     *("finish_reasons", "all_rm_scores", "chosen", "rejected", "messages", "completions"),
 }
-FORMS = "all_generated_responses, chosen and rejected, or completions"
+FORMS = "all_generated_responses (a list), chosen and rejected, or completions (a list)"
 COMPLETION_SCORES = ("overall_score", "fine-grained_score")  # UltraFeedback's
 PER_RESPONSE = ("all_generated_responses", "finish_reasons", "given_scores")
 

@@ -116,6 +116,8 @@ class AnnotateArguments(EndpointArguments):
             for name in ("rubric", "base_url", "judge_args"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name}: is of a judge only: --reward_model judge:NAME")
+        elif unused := [name for name in ("batch_tokens", "max_length") if getattr(self, name) is not None]:
+            raise UserError(f"{unused[0]}: has no effect on a judge: leave it out")
         if self.test_fraction is not None and self.test_generation_file is not None:
             raise UserError("test_fraction and test_generation_file are both given: choose one")
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction

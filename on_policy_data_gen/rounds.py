@@ -42,6 +42,7 @@ PLACES = {"model", "data_dir", "output_dir", "generation_file", "generation_file
 MACHINES = {
     *("tensor_parallel_size", "data_parallel_size", "max_num_seqs", "gpu_memory_utilization", "ray_address"),
     *("attention_backend", "trust_remote_code", "retry_failed", "batch_tokens", "time_limit", "dry_run"),
+    *("base_url", "concurrency", "timeout"),
 }
 # of training's: so that what does not fit into memory, or was not saved often enough, can be mended between rounds
 TRAINING_MACHINES = {
@@ -70,8 +71,9 @@ def main() -> None:
     check_whole_model(args.model, "MODEL")
     seeds = all_seeds(asked["SEEDS"], rounds)
     decode = read_options("DECODE_ARGS", DecodeArguments, asked["DECODE_ARGS"], data_dir=args.data, seed=seeds)
-    test_file = {} if Path(args.data).is_file() else {"test_generation_file": "test"}
-    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **test_file)
+    given = {"reward_model": asked["REWARD_MODEL"]}
+    given |= {} if Path(args.data).is_file() else {"test_generation_file": "test"}
+    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **given)
     post_process = read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"])
     if decode.part or decode.exclude:
         raise UserError("DECODE_ARGS: part and exclude are what the rounds set: PROMPTS=split, HELD_OUT")

@@ -222,6 +222,7 @@ def test_a_rubric_or_a_setting_that_cannot_work(fails, monkeypatch, tmp_path):
     assert "base_url" in fails(main, *options(tmp_path, "localhost:8000"))
     argv = options(tmp_path, "http://127.0.0.1:9/v1")
     assert "rubric: is of a judge only" in fails(main, *argv[:4], "--reward_model", "given", "--rubric", "x")
+    assert "max_length: has no effect on a judge" in fails(main, *argv, "--max_length", "9")
     assert "judge's model name" in fails(main, *argv[:4], "--reward_model", "judge:")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="a judge is asked by one process"):

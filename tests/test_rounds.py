@@ -96,6 +96,7 @@ def rows_of(path: Path) -> list[dict]:
         ({"DECODE_ARGS": "--part 1/2"}, ["DECODE_ARGS", "PROMPTS=split"]),
         ({"DECODE_ARGS": "--temperature 0"}, ["DECODE_ARGS", "temperature 0"]),
         ({"ANNOTATE_ARGS": "--min_margin -1"}, ["ANNOTATE_ARGS", "min_margin"]),
+        ({"ANNOTATE_ARGS": "--base_url http://localhost:8000/v1"}, ["ANNOTATE_ARGS", "base_url: is of a judge only"]),
         ({"data": "folder", "ANNOTATE_ARGS": "--test_fraction 0.1"}, ["ANNOTATE_ARGS", "both given"]),
         ({"POST_PROCESS_ARGS": "--drop"}, ["POST_PROCESS_ARGS", "drop"]),
         ({"HELD_OUT": "none.jsonl"}, ["none.jsonl"]),
@@ -108,6 +109,12 @@ def test_refused_before_anything_is_decoded(check, fails, world, monkeypatch, ch
     error = fails(rounds.main, *argv)
     assert all(word in error for word in words), error
     assert not Path(argv[2]).exists()
+
+
+def test_a_judge_may_move_between_rounds(check, monkeypatch):
+    for port in (8000, 8001):
+        address = f"--base_url http://localhost:{port}/v1 --concurrency {port}"[:-1]
+        run(monkeypatch, check(REWARD_MODEL="judge:tiny", ANNOTATE_ARGS=f"{address} --pair_selection wpo_v2"))
 
 
 @pytest.mark.parametrize(
