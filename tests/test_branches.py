@@ -277,7 +277,7 @@ def test_float32(kernel, on_a_gpu, config, fails):
 
 def test_cudnns_attention_is_off(config, monkeypatch, fails):
     torch.backends.cuda.enable_cudnn_sdp(True)
-    fails(run_simpo.main, config(attn_implementation="flash_attention_2"))
+    fails(run_simpo.main, config(attn_implementation="flash_attention_3"))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

@@ -82,7 +82,7 @@ def _no_data(monkeypatch):
         ({"padding_value": 10**6}, "padding_value"),
         ({"max_length": 10**6}, r"max_length \(1000000\) is beyond the \d+ positions"),
         ({"attn_implementation": "sdpaa"}, "attn_implementation: sdpaa"),
-        ({"attn_implementation": "flash_attention_2"}, "attn_implementation: flash_attention_2 needs a GPU; .*=sdpa"),
+        ({"attn_implementation": "flash_attention_3"}, "attn_implementation: flash_attention_3 needs a GPU; .*=sdpa"),
         ({"attn_implementation": "kernels-community/flash-attn2"}, "attn_implementation: .* needs a GPU"),
         ({"attn_implementation": "flex_attention"}, "attn_implementation: flex_attention needs a GPU"),
         ({"torch_dtype": "float16"}, "torch_dtype: float16"),
@@ -262,3 +262,14 @@ def test_mutated_files_are_accepted_or_refused_in_one_line(config, monkeypatch, 
         )
         outcomes.append("error: accepted" in err)
     assert 20 < sum(outcomes) < 300
+
+
+def test_flash_attention_of_a_file_and_of_the_command_line_on_a_cpu(config, monkeypatch, tmp_path, capsys, fails):
+    path = config(attn_implementation="flash_attention_2", max_steps=1)
+    line = fails(run_simpo, path, "--attn_implementation=flash_attention_2")
+    assert "attn_implementation: flash_attention_2 needs a GPU; here: --attn_implementation=sdpa" in line
+    monkeypatch.setattr(sys, "argv", ["script.py", path])
+    run_simpo()
+    captured = capsys.readouterr()
+    assert "attn_implementation: flash_attention_2 needs a GPU: using PyTorch's own attention" in captured.err
+    assert "sdpa attention" in captured.out and (tmp_path / "out" / "model.safetensors").is_file()

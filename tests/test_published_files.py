@@ -55,7 +55,7 @@ def test_trains(name, model_folder, tmp_path, monkeypatch, capsys):
         "output_dir": str(tmp_path / "out"),
     }
     (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    argv = [str(tmp_path / f"{name}.yaml"), "--use_cpu=true", "--attn_implementation=eager"]
+    argv = [str(tmp_path / f"{name}.yaml"), "--use_cpu=true"]
     monkeypatch.setattr(sys, "argv", ["script.py", *argv])
     FILES[name].main()
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_loss"] > 0

@@ -30,8 +30,8 @@ class H4ArgumentParser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Any, **kwargs: Any):
         super().__init__(dataclass_types, conflict_handler="resolve", **kwargs)
-        self.given: set[str] = set()
-        """Keys that the parsed YAML and command line gave."""
+        self.given: dict[str, str] = {}
+        """Keys that the parsed YAML and command line gave, and which of the two did."""
 
     def parse(self, argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None) -> Any:
         """Return one instance per dataclass (the bare instance if there is only one).
@@ -57,7 +57,7 @@ class H4ArgumentParser(HfArgumentParser):
             values[key], sources[key] = value, COMMAND_LINE
 
         values, sources = self._modernize(values, sources)
-        self.given = set(values)
+        self.given = dict(sources)
         for key, value in (defaults or {}).items():
             if key not in values:
                 values[key], sources[key] = value, "default"

@@ -13,14 +13,20 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
+from simpo.config.parser import COMMAND_LINE
 from simpo.console import UserError, warn
+from simpo.train.weights import unusable_attention
 
+PUBLISHED_ATTENTION = "flash_attention_2"  # in files written for other machines
 NVIDIA = (Path("/proc/driver/nvidia"), Path("/dev/nvidia0"))  # signs of a device
 MPI_SIZES = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
 
 
 def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArguments, DataArguments, Any]:
     """Parse a training script's command line on this machine: the CPU without an accelerator, the launcher's bf16.
+
+    Where the flash attention of a YAML file cannot run, PyTorch's own attention takes its place; where that of the
+    command line cannot, it is an error later on.
 
     Returns:
         The model's, the data's and the trainer's arguments, the last of `config_class`.
@@ -42,6 +48,11 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
     model_args, data_args, args = parser.parse(defaults=defaults)
     if not (args.use_cpu and "use_cpu" in parser.given):
         check_device()
+    attention = model_args.attn_implementation
+    of_a_file = attention == PUBLISHED_ATTENTION and parser.given.get("attn_implementation") != COMMAND_LINE
+    if of_a_file and (why := unusable_attention(attention)):
+        warn(f"attn_implementation: {attention} {why}: using PyTorch's own attention instead")
+        model_args.attn_implementation = None
     if bf16 and not args.bf16:
         warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
         args.bf16 = True

@@ -108,8 +108,8 @@ def choose_attention(requested: str | None, model_type: str) -> str | None:
         UserError: it cannot run here.
     """
     usual = "eager" if model_type == "gemma2" else "sdpa"
-    if requested is not None:
-        check_attention(requested, usual)
+    if requested is not None and (why := unusable_attention(requested)):
+        raise UserError(f"attn_implementation: {requested} {why}; here: --attn_implementation={usual}")
     if model_type == "gemma2" and requested in (None, "sdpa"):
         if requested == "sdpa":
             warn("sdpa cannot cap attention logits, which Gemma-2 needs: using eager instead")
@@ -117,27 +117,19 @@ def choose_attention(requested: str | None, model_type: str) -> str | None:
     return requested
 
 
-def check_attention(requested: str, usual: str) -> None:
-    """Refuse flash attention and FlexAttention where they cannot train.
+def unusable_attention(requested: str) -> str | None:
+    """What flash attention and FlexAttention lack to train here, if anything.
 
     The hub's prebuilt kernels serve as flash-attn where `kernels` is installed: transformers loads them.
-
-    Args:
-        usual: what to use instead.
-
-    Raises:
-        UserError: no GPU, or neither package is installed.
     """
     flash = is_flash_attention_requested(requested_attention_implementation=requested)
     if (flash or requested == "flex_attention") and PartialState().device.type == "cpu":
-        raise UserError(f"attn_implementation: {requested} needs a GPU; here: --attn_implementation={usual}")
+        return "needs a GPU"
     installed, package = FLASH_PACKAGES.get(requested, (None, ""))
-    if installed is not None and not installed(kernels_fallback_ok=True):
-        raise UserError(
-            f"attn_implementation: {requested} needs a prebuilt kernel (pip install 'kernels>={KERNELS_MIN_VERSION},"
-            f"<{KERNELS_MAX_VERSION}', and access to the hub) or one built here ({package}); without either: "
-            f"--attn_implementation={usual}"
-        )
+    if installed is None or installed(kernels_fallback_ok=True):
+        return None
+    prebuilt = f"pip install 'kernels>={KERNELS_MIN_VERSION},<{KERNELS_MAX_VERSION}', and access to the hub"
+    return f"needs a prebuilt kernel ({prebuilt}) or one built here ({package})"
 
 
 def load_named_model(name: str, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
