@@ -262,14 +262,3 @@ def test_mutated_files_are_accepted_or_refused_in_one_line(config, monkeypatch, 
         )
         outcomes.append("error: accepted" in err)
     assert 20 < sum(outcomes) < 300
-
-
-def test_flash_attention_of_a_file_and_of_the_command_line_on_a_cpu(config, monkeypatch, tmp_path, capsys, fails):
-    path = config(attn_implementation="flash_attention_2", max_steps=1)
-    line = fails(run_simpo, path, "--attn_implementation=flash_attention_2")
-    assert "attn_implementation: flash_attention_2 needs a GPU; here: --attn_implementation=sdpa" in line
-    monkeypatch.setattr(sys, "argv", ["script.py", path])
-    run_simpo()
-    captured = capsys.readouterr()
-    assert "attn_implementation: flash_attention_2 needs a GPU: using PyTorch's own attention" in captured.err
-    assert "sdpa attention" in captured.out and (tmp_path / "out" / "model.safetensors").is_file()

@@ -304,3 +304,14 @@ def test_no_training_on_the_cpu_beside_a_card_that_torch_cannot_use(config, fail
             assert parse_arguments(SimPOConfig)[-1].use_cpu
     monkeypatch.setattr(torch.version, "cuda", None)  # a build for CPUs, as of make quickstart
     assert parse_arguments(SimPOConfig)[-1].use_cpu and "built without CUDA" in capsys.readouterr().err
+
+
+def test_flash_attention_of_a_file_and_of_the_command_line_on_a_cpu(config, monkeypatch, tmp_path, capsys, fails):
+    path = config(attn_implementation="flash_attention_2", max_steps=1)
+    line = fails(main, path, "--attn_implementation=flash_attention_2")
+    assert "attn_implementation: flash_attention_2 needs a GPU; here: --attn_implementation=sdpa" in line
+    monkeypatch.setattr(sys, "argv", ["script.py", path])
+    main()
+    captured = capsys.readouterr()
+    assert "attn_implementation: flash_attention_2 needs a GPU: using PyTorch's own attention" in captured.err
+    assert "sdpa attention" in captured.out and (tmp_path / "out" / "model.safetensors").is_file()
