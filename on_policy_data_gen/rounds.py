@@ -69,20 +69,9 @@ def main() -> None:
             raise UserError(f"{name}: {asked[name]!r} is neither {choices[0]} nor {choices[1]}")
     training = read_training(asked["CONFIG"], asked["TRAIN_ARGS"], args.model, asked["REFERENCE"])
     check_whole_model(args.model, "MODEL")
-    seeds = all_seeds(asked["SEEDS"], rounds)
-    decode = read_options("DECODE_ARGS", DecodeArguments, asked["DECODE_ARGS"], data_dir=args.data, seed=seeds)
-    given = {"reward_model": asked["REWARD_MODEL"]}
-    given |= {} if Path(args.data).is_file() else {"test_generation_file": "test"}
-    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **given)
-    post_process = read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"])
-    if decode.part or decode.exclude:
-        raise UserError("DECODE_ARGS: part and exclude are what the rounds set: PROMPTS=split, HELD_OUT")
-    decode.split = asked["TRAIN_SPLIT"]
-    prompts = choose_prompts(decode)
-    held_out = choose_held_out(prompts, decode, asked)
-    prompts = {prompt: columns for prompt, columns in prompts.items() if prompt not in held_out}
+    decode, post_process, annotate = read_all_options(asked, args.data, rounds)
+    prompts, held_out = choose_all_prompts(decode, asked)
     check_rounds(prompts, rounds, asked["PROMPTS"])
-
     record = {
         "model": resolved(args.model),
         "weights": weights_digest(args.model),
@@ -101,18 +90,14 @@ def main() -> None:
         "annotate": what_decides(annotate),
         "training": {k: v for k, v in training.items() if k not in TRAINING_MACHINES and not k.startswith(LOGS)},
     }
-    with lock_folder(args.output):
-        started = (args.output / RECORD).exists() or (args.output / "round_1").exists()
-        check_settings(args.output / RECORD, record, started)
-        write_rows(
-            args.output / "held_out.jsonl", [{"prompt": to_json(p)} | columns for p, columns in held_out.items()]
-        )
-        with whole_file(args.output / "training.yaml") as file:
+    folder = args.output
+    with lock_folder(folder):
+        check_settings(folder / RECORD, record, (folder / RECORD).exists() or (folder / "round_1").exists())
+        write_rows(folder / "held_out.jsonl", [{"prompt": to_json(p)} | columns for p, columns in held_out.items()])
+        with whole_file(folder / "training.yaml") as file:
             yaml.safe_dump(training, file, sort_keys=False)
-    say(
-        f"{rounds} rounds over {len(prompts)} prompts ({asked['PROMPTS']}), {len(held_out)} held out, training with "
-        f"{training['objective']}"
-    )
+    counts = f"{len(prompts)} prompts ({asked['PROMPTS']}), {len(held_out)} held out"
+    say(f"{rounds} rounds over {counts}, training with {training['objective']}")
 
 
 def read_rounds(text: str) -> int:
@@ -152,6 +137,25 @@ def read_training(config: str, more: str, model: str, reference: str) -> dict[st
     return settings
 
 
+def read_all_options(
+    asked: Mapping[str, str], data: str, rounds: int
+) -> tuple[DecodeArguments, PostProcessArguments, AnnotateArguments]:
+    """What the three scripts will be given, decode with the seeds of all rounds.
+
+    Raises:
+        UserError: a script would refuse it.
+    """
+    seeds = all_seeds(asked["SEEDS"], rounds)
+    decode = read_options("DECODE_ARGS", DecodeArguments, asked["DECODE_ARGS"], data_dir=data, seed=seeds)
+    if decode.part or decode.exclude:
+        raise UserError("DECODE_ARGS: part and exclude are what the rounds set: PROMPTS=split, HELD_OUT")
+    decode.split = asked["TRAIN_SPLIT"]
+    given = {"reward_model": asked["REWARD_MODEL"]}
+    given |= {} if Path(data).is_file() else {"test_generation_file": "test"}
+    annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **given)
+    return decode, read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"]), annotate
+
+
 def read_options(name: str, kind: type, words: str, **given: Any) -> Any:
     """The options that a variable of the environment holds, as its script reads them.
 
@@ -182,13 +186,26 @@ def all_seeds(text: str, rounds: int) -> str:
     return ",".join(map(str, every))
 
 
+def choose_all_prompts(
+    decode: DecodeArguments, asked: Mapping[str, str]
+) -> tuple[dict[Prompt, dict[str, Any]], dict[Prompt, dict[str, Any]]]:
+    """The prompts of all rounds, and those to measure with.
+
+    Raises:
+        UserError: see `choose_prompts` and `choose_held_out`.
+    """
+    prompts = choose_prompts(decode)
+    held_out = choose_held_out(prompts, decode, asked)
+    return {prompt: columns for prompt, columns in prompts.items() if prompt not in held_out}, held_out
+
+
 def choose_held_out(
     prompts: dict[Prompt, dict[str, Any]], decode: DecodeArguments, asked: Mapping[str, str]
 ) -> dict[Prompt, dict[str, Any]]:
     """The prompts to measure with: HELD_OUT, or the test split, or a part of the prompts by a hash of each.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or HELD_OUT_FRACTION is no fraction.
     """
     source, keep = asked["HELD_OUT"], decode.keep_columns or ()
     if not source and not Path(decode.data_dir).is_file():

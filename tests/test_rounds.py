@@ -223,8 +223,10 @@ def count(prompt, responses, row):
     return [response.count("a") + len(response) / 100 for response in responses]
 """
 TRAINING = """
-beta: 2.0
-gamma_beta_ratio: 0.5
+objective: dpo
+beta: 0.1
+use_peft: true
+lora_r: 4
 learning_rate: 1e-3
 max_length: 128
 max_prompt_length: 64
@@ -235,7 +237,12 @@ report_to: none
 bf16: false
 """
 MADE = ("*.json", "*.jsonl", "held_out/**/*.json", "round_*/train/*.json", "round_*/annotated/*.json")
-MADE += ("round_*/model/model.safetensors", "round_*/annotated/datasets/**/*.arrow", "round_*/done")
+MADE += (
+    "round_*/model/*.safetensors",
+    "round_*/merged/*.safetensors",
+    "round_*/annotated/datasets/**/*.arrow",
+    "round_*/done",
+)
 
 
 def start(folder: Path, **settings: str) -> subprocess.Popen:
@@ -247,6 +254,7 @@ def start(folder: Path, **settings: str) -> subprocess.Popen:
         "DECODE_ARGS": "--max_tokens 12 --max_model_len 256 --dtype float32",
         "ANNOTATE_ARGS": "--test_fraction 0.2",
         "TRAIN": "python",
+        "REFERENCE": "start",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
@@ -268,7 +276,8 @@ def finish(folder: Path, **settings: str) -> None:
 
 @pytest.mark.slow
 def test_a_round_killed_twice_ends_with_the_same_files(world, tmp_path):
-    """Two rounds; then the second again, killed with all its processes at random moments, and continued."""
+    """Two rounds of DPO with adapters against the first model; then the second round again, killed with all its
+    processes at random moments, and continued."""
     shutil.copytree(world / "model", tmp_path / "model")
     shutil.copy(world / "prompts.jsonl", tmp_path)
     (tmp_path / "letters.py").write_text(LETTERS)
@@ -281,8 +290,9 @@ def test_a_round_killed_twice_ends_with_the_same_files(world, tmp_path):
     prompts = [{row["prompt"] for row in json.loads(file.read_text())} for file in files]
     assert len(prompts[0] | prompts[1]) == 39 and not prompts[0] & prompts[1]
     assert not held_out_prompts & (prompts[0] | prompts[1])
-    starts = [read_yaml(str(out / f"round_{n}/model/run_config.yaml"))["identity"]["model"] for n in (1, 2)]
-    assert starts == [str(tmp_path / "model"), str(out / "round_1/model")]
+    runs = [read_yaml(str(out / f"round_{n}/model/run_config.yaml")) for n in (1, 2)]
+    assert [run["identity"]["model"] for run in runs] == [str(tmp_path / "model"), str(out / "round_1/merged")]
+    assert {run["settings"]["ref_model_name_or_path"] for run in runs} == {str(tmp_path / "model")}
     page = (out / "report.html").read_text()
     assert "2 of 2 rounds are measured" in page and "round 2" in page
 
