@@ -203,3 +203,5 @@ def test_the_whole_loop_killed_and_started_again(tmp_path):
     assert (out / "round_1/model/model.safetensors").stat().st_mtime_ns == weights
     other = run_script(*command[:2], "SEED=6", *command[3:])
     assert other.returncode == 2 and "SEED=5" in other.stderr and "Traceback" not in other.stderr
+    more = run_script(*command[:3], "ROUNDS=2", *command[3:])
+    assert more.returncode == 2 and "rounds was 1, now 2" in more.stderr and "Traceback" not in more.stderr

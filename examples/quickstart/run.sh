@@ -23,7 +23,7 @@ reward=$!
 stage sft train run_sft.py sft "$models/base" "$data/sft" sft
 stage reward_wait await_reward $reward
 wait $reward # again, for when it was waited for in an earlier run, and had to be trained anew in this one
-stage rounds rounds
+stage "rounds_${ROUNDS}_$PROMPTS" rounds # with other values, rounds.json refuses
 policy=$out/round_$ROUNDS/model
 
 python "$here/grade.py" --summary "$out"
