@@ -32,6 +32,7 @@ from simpo.folder import check_settings, lock_folder
 from simpo.model_files import check_whole_model
 from simpo.objectives import get_objective
 from simpo.train.config import config_class
+from simpo.train.rerun import INDIFFERENT
 
 RECORD = "rounds.json"
 SEED_STEP = 1000  # as in run_rounds.sh
@@ -45,11 +46,10 @@ MACHINES = {
     *("base_url", "concurrency", "timeout"),
 }
 # of training's: so that what does not fit into memory, or was not saved often enough, can be mended between rounds
-TRAINING_MACHINES = {
+TRAINING_MACHINES = INDIFFERENT | {
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "use_cpu"),
-    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "attn_implementation", "report_to", "run_name"),
-    *("preprocessing_num_workers", "dataset_num_proc", "model_name_or_path", "dataset_mixer", "dataset_splits"),
-    *("output_dir", "fused_logps", "shared_prompt", "padding_free", "logits_memory", "precompute_ref_log_probs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "logits_memory", "report_to", "run_name"),
+    *("dataset_mixer", "dataset_splits", "output_dir"),
 }
 LOGS = ("save_", "logging_", "log_", "eval_", "push_to_hub", "hub_")
 

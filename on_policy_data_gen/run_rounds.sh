@@ -69,7 +69,7 @@ measure() { # measure ROUND: its model's answers to the held-out prompts, and th
 one_round() { # one_round ROUND: pairs, training, measuring
     local folder=$out/round_$1 start seed seeds="" part=()
     start=$(newest $(($1 - 1)))
-    for seed in ${SEEDS//,/ }; do seeds+=" $((seed + 1000 * ($1 - 1)))"; done
+    for seed in ${SEEDS//,/ }; do seeds+=" $((10#$seed + 1000 * ($1 - 1)))"; done
     [ "$PROMPTS" = all ] || part=(--part "$1/$ROUNDS")
     SEEDS=$seeds make_pairs "$start" "$data" "$folder" --exclude "$out/held_out.jsonl" "${part[@]}"
     run "${launch[@]}" "$repository/scripts/run_preference.py" "$out/training.yaml" --model_name_or_path="$start" \
