@@ -144,7 +144,7 @@ class JudgeSource(RewardSource):
         if (problem := self.outcome_of(judged).problem) is not None:
             raise UserError(
                 f"reward_model: {self.argument} does not rate by {self.path}: to a first, simple answer {problem} "
-                f"({shorten(judged.judgment, 200)!r}); mend the rubric, or choose another judge"
+                f"({shorten(judged.judgment, 200)!r}); mend --rubric or --judge_args, or choose another judge"
             )
         for start in range(0, len(pending), AT_A_TIME):
             for unit, judged in self.ask(pending[start : start + AT_A_TIME], earlier, journal):
