@@ -244,6 +244,16 @@ def test_a_changed_forward_is_found_out(texts, tokenizer, tmp_path, model_folder
         trainer(texts, tokenizer, tmp_path, doubled, fused_logps=True).concatenated_forward(doubled, batch)
 
 
+def test_the_rounding_of_mixed_precision_is_not_a_wrong_path(texts, tokenizer, tmp_path, model_folder, capsys):
+    """accelerate's autocast begins inside the model's call, so that nothing around the call sees it."""
+    sure = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    sure.lm_head.weight.data *= 50  # as large as a real model's logits
+    run = trainer(texts, tokenizer, tmp_path, sure, bf16=True)
+    run.concatenated_forward(run.accelerator.prepare(run.model), next(iter(run.get_train_dataloader())))
+    assert [path.fused for path in run.log_probs.paths.values()] == [True]
+    assert "by the plain path" not in capsys.readouterr().err
+
+
 def test_what_is_tried_is_short():
     """Around the start of the first pair's responses, and with labels of both."""
     batch = {name: values.repeat_interleave(30, dim=1) for name, values in MIXED.items()}

@@ -54,7 +54,8 @@ class CheckedLogps:
         path = choose_path(core, self.args)
         if not path.fused:
             return path
-        difference = largest_difference(model, core, path, batch, self.args.label_pad_token_id)
+        mixed = self.accelerator.mixed_precision != "no"  # inside the model's own call: not to be seen from here
+        difference = largest_difference(model, core, path, batch, self.args.label_pad_token_id, mixed)
         if self.accelerator.gather(difference).max() <= 1:  # one answer for all processes
             return path
         reason = "it does not give this model's own log-probabilities (has its forward changed?)"
@@ -73,7 +74,12 @@ def excerpt(batch: dict[str, torch.Tensor], label_pad_token_id: int) -> dict[str
 
 @torch.no_grad()
 def largest_difference(
-    model: nn.Module, core: PreTrainedModel, path: FastPath, batch: dict[str, torch.Tensor], label_pad_token_id: int
+    model: nn.Module,
+    core: PreTrainedModel,
+    path: FastPath,
+    batch: dict[str, torch.Tensor],
+    label_pad_token_id: int,
+    mixed: bool,
 ) -> torch.Tensor:
     """Scalar float32: the largest difference between the two paths, relative to what is allowed (above 1: too much).
 
@@ -83,6 +89,7 @@ def largest_difference(
     Args:
         model, core, path: as `fast_logps` takes them. The model is run twice, whatever wraps it.
         batch: input_ids, attention_mask, labels (2B, T) int64, the chosen ones first.
+        mixed: the model computes in 16 bits although its weights are float32.
     """
     batch, training = excerpt(batch, label_pad_token_id), core.training
     model.eval()
@@ -91,8 +98,7 @@ def largest_difference(
     model.train(training)
     per_token = (fast.sums - plain.sums).abs() / plain.lengths.clamp(min=1)
     logits = (fast.mean_logits - plain.mean_logits).abs() / (1 + plain.mean_logits.abs())
-    device = batch["input_ids"].device.type
-    exact = device == "cpu" and not torch.is_autocast_enabled(device)
+    exact = batch["input_ids"].device.type == "cpu" and not mixed
     exact &= all(p.dtype == torch.float32 for p in base_model(core).parameters())
     # no number is a difference too
     return torch.cat([per_token, logits]).nan_to_num(torch.inf).max() / (1e-3 if exact else 0.1)
