@@ -5,6 +5,7 @@ import atexit
 import ctypes
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -135,6 +137,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except (Exception, KeyboardInterrupt) as error:
             message = explain(error)
             if message is None:
+                if not is_main_process():
+                    time.sleep(GRACE)  # in which the launcher ends this process, if the main one has failed as well
+                    error.add_note(f"(in process {os.environ['RANK']})")
                 raise
             status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
             complain(message, error)
@@ -153,12 +158,23 @@ def explain(error: BaseException) -> str | None:
         return f"out of memory: {error or 'give it less at a time'}{WHERE}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}{WHERE}" if error.filename else f"{error.strerror}{WHERE}"
+    if lost_another(error):
+        return LOST
     roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError | UnicodeError) or roots & OUTSIDE:
         return f"{type(error).__name__}: {error}{WHERE}"
     return None
 
 
+def lost_another(error: BaseException) -> bool:
+    """Whether one of several processes failed because another one is gone (gloo; torch's own errors, NCCL's too)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return False
+    gone = "gloo/transport" in str(error) or re.search(r"Connection (closed|reset|refused)|Broken pipe", str(error))
+    return bool(gone) or type(error).__name__ in {"DistNetworkError", "DistStoreError"} or "remote process" in str(error)
+
+
+LOST = "another process has ended, and this one cannot go on without it"
 WHERE = " (SIMPO_TRACEBACK=1 shows where)"
 
 
@@ -169,8 +185,11 @@ def complain(message: str, error: BaseException) -> None:
     """
     if os.environ.get("SIMPO_TRACEBACK", "0") not in ("", "0"):
         traceback.print_exception(error)
-    if not is_main_process():
+    if lost_another(error):
+        time.sleep(GRACE)  # the other one's line says more
+    elif not is_main_process():
         time.sleep(GRACE / 2 if os.environ.get("LOCAL_RANK") == "0" else GRACE)
+    if not is_main_process():
         message = f"process {os.environ['RANK']}: {message}"
     message = " ".join(message.split())
     if len(message) > LONGEST_LINE:  # a library that repeats what it was given, or adds its own stack
@@ -235,3 +254,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message} (--help shows what there is)")
+
+
+def interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C before or after `command`, such as while libraries are imported, is one line as well."""
+    if issubclass(kind, KeyboardInterrupt):
+        complain("stopped by Ctrl-C", error)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = interrupted

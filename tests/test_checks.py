@@ -17,7 +17,8 @@ from run_wpo import main as run_wpo
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import UserError
 from simpo.train.model import get_peft_config
-from simpo.train.model_on_paper import check_adapters, check_resumed_adapters, longest_sequence, model_on_paper
+from simpo.train.model_on_paper import check_adapters, check_resumed_adapters, model_on_paper
+from simpo.train.weights import position_limit
 from simpo_config import SimPOConfig
 
 SIZES = {
@@ -158,7 +159,7 @@ def test_without_effect(config, monkeypatch, capsys, settings, names):
     ],
 )  # fmt: skip
 def test_positions(config, positions):
-    assert longest_sequence(config) == positions
+    assert position_limit(config) == positions
 
 
 def adapters(**lora) -> ModelArguments:

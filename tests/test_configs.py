@@ -263,6 +263,8 @@ def test_unquoted_no_is_a_strategy(config):
     ("argv", "message"),
     [
         (["--learning_rat=1e-6"], r"command line: unknown key 'learning_rat'; did you mean learning_rate\?"),
+        (["--beta=1", "--seed=2", "--beta=3"], "command line: '--beta' stands twice"),
+        (["--max-length=9", "--max_length", "8"], "command line: '--max_length' stands twice"),
         (["--beta=abc"], "command line: beta: 'abc' does not fit"),
         (["--max_length=12.5"], "max_length: '12.5' does not fit"),
         (["--max_length=true"], "max_length: 'true' does not fit"),

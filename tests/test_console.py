@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from simpo.console import Done, UserError, command, hold
+from simpo.console import LOST, Done, UserError, command, hold
 
 OUTSIDE = [
     (UserError("key: one\n  two"), "error: key: one two"),
@@ -127,10 +127,43 @@ def test_status_of_one_of_several_processes(body, status):
     assert out == "last values\n" and ("Traceback" in err) == (status == 1)
 
 
+AT_ONCE = "import simpo.console; simpo.console.GRACE = 0.1"
+
+
 @pytest.mark.parametrize("local_rank", ["0", "1"])  # of another node, where the first speaks first
 def test_another_process_speaks_where_the_launcher_leaves_it(local_rank):
-    with run("raise UserError('its own')", WORLD_SIZE="2", RANK="1", LOCAL_RANK=local_rank) as process:
+    with run(f"{AT_ONCE}; raise UserError('its own')", WORLD_SIZE="2", RANK="1", LOCAL_RANK=local_rank) as process:
         assert process.communicate(timeout=600)[1] == "error: process 1: its own\n"
+
+
+GONE = [
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:34110",
+    "[1] is setting up NCCL communicator: recvValue failed: Connection reset by peer",
+]
+
+
+@pytest.mark.parametrize(("rank", "start"), [("0", "error: "), ("1", "error: process 1: ")])
+def test_a_process_that_lost_another_says_so_in_one_line(rank, start):
+    with run(f"{AT_ONCE}; raise RuntimeError({GONE[int(rank)]!r})", WORLD_SIZE="2", RANK=rank) as process:
+        assert process.communicate(timeout=600)[1] == f"{start}{LOST}\n"
+    assert process.returncode == 2
+
+
+def test_a_lone_process_has_lost_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        raising(RuntimeError(GONE[0]))()
+
+
+def test_a_fault_of_another_process_comes_with_its_number():
+    with run(f"{AT_ONCE}; 1 / 0", WORLD_SIZE="2", RANK="1") as process:
+        assert process.communicate(timeout=600)[1].endswith("ZeroDivisionError: division by zero\n(in process 1)\n")
+
+
+def test_ctrl_c_during_imports_prints_one_line():
+    body = "import os, signal, simpo.console; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(600)"
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "error: stopped by Ctrl-C\n")
 
 
 FORKED = "os.fork(); os.write(1, b'up\\n'); [time.sleep(0.1) for _ in range(6000)]"

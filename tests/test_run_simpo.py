@@ -70,7 +70,7 @@ def test_a_run_leaves_a_model_that_answers_and_says_what_it_did(config, tmp_path
     assert token not in captured.out + captured.err and os.environ["HF_TOKEN"] == token  # there to push with
     assert not any(token.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert "4 pairs (1 processes x 2 x 2 accumulated), 4 steps" in out and "about 1.313 expected" in out
-    assert out.count("\n    rejected  '<|") == 3 and f"model in {folder}" in out
+    assert out.count('\n    rejected  "<|') == 3 and f"model in {folder}" in out
     results = json.loads((folder / "all_results.json").read_text())
     assert results["train_samples"] == 48 and 0 < results["eval_rewards/accuracies"] <= 1
     assert json.loads((folder / "config.json").read_text())["use_cache"] is True

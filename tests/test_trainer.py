@@ -1,5 +1,7 @@
 """SimPOTrainer from Python, as users of the original call it."""
 
+import os
+
 import pytest
 import torch
 from conftest import make_pairs
@@ -126,18 +128,24 @@ def test_dropout_that_is_no_layer_is_off(args, family, dropouts):
 
 def test_locks_of_killed_compilations_are_removed_and_held_ones_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    stale, held = tmp_path / "py311_cpu" / "one" / "lock", tmp_path / "py311_cpu" / "two" / "lock"
-    for lock in (stale, held):
+    monkeypatch.setattr("socket.gethostname", lambda: "node1")
+    names = ("one", "two", "node1/one", "node1/two")
+    locks = stale, held, stale_here, held_here = [tmp_path / name / "lock" for name in names]
+    for lock in locks:
         lock.parent.mkdir(parents=True)
         lock.touch()
-    with held.open():
-        monkeypatch.setenv("WORLD_SIZE", "4")
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two nodes: the other one may be compiling
-        remove_stale_build_locks()
-        assert stale.exists() and held.exists()
+    with held.open(), held_here.open():
+        for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
+        remove_stale_build_locks()  # the node's second process
+        assert all(lock.exists() for lock in locks) and os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "node1")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        remove_stale_build_locks()  # its first; another node may be compiling outside the node's own folder
+        assert [lock.exists() for lock in locks] == [True, True, False, True]
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
         remove_stale_build_locks()
-        assert not stale.exists() and held.exists()
+        assert [lock.exists() for lock in locks] == [False, True, False, True]
     assert f"removing {stale}" in capsys.readouterr().err
 
 

@@ -63,7 +63,11 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
-    """Split `--key=value`, `--key value`, `--key v1 v2` and a bare `--flag` into strings, lists and True."""
+    """Split `--key=value`, `--key value`, `--key v1 v2` and a bare `--flag` into strings, lists and True.
+
+    Raises:
+        UserError: a word that belongs to no key, or a key that stands twice, as in a YAML file.
+    """
     overrides: dict[str, Any] = {}
     position = 0
     while position < len(argv):
@@ -78,5 +82,8 @@ def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
                 words.append(argv[position])
                 position += 1
             value = words if len(words) > 1 else words[0] if words else True
-        overrides[key.replace("-", "_")] = value
+        key = key.replace("-", "_")
+        if key in overrides:
+            raise UserError(f"command line: {brief('--' + key)} stands twice: keep one")
+        overrides[key] = value
     return overrides

@@ -5,6 +5,7 @@ nothing removes if the run is killed meanwhile, and every later run would wait f
 """
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,19 @@ def check_device() -> None:
 
 
 def remove_stale_build_locks() -> None:
-    """Remove the compiler's lock files that no process on this machine holds.
+    """Remove the compiler's lock files that no process on this machine holds; the first process of each node does.
 
-    Only for runs on one node: another node may be compiling into a shared home folder.
+    Several nodes may share a home folder, and none sees what the others hold: each compiles into a folder of its own.
     """
-    if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")):
-        return
     from torch.utils.cpp_extension import get_default_build_root  # imports compilers' settings: slow
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    processes, node = os.environ.get("WORLD_SIZE", "1"), socket.gethostname()
+    if os.environ.get("LOCAL_WORLD_SIZE", processes) != processes and root.name != node:
+        root /= node
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     locks = [lock.resolve() for lock in root.glob("*/*/lock")] + [lock.resolve() for lock in root.glob("*/lock")]
     held = open_files() if locks else set()  # after listing: whoever made a listed lock has it open by now
     for lock in locks:

@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from simpo.config import ModelArguments
 from simpo.console import UserError, warn
 from simpo.train.model import get_peft_config
+from simpo.train.weights import position_limit
 
 # what the libraries raise about a setting, each in its own way
 REFUSALS = (
@@ -34,21 +35,9 @@ def check_positions(config: PretrainedConfig, args: TrainingArguments, name: str
     Raises:
         UserError: names both numbers.
     """
-    positions = longest_sequence(config.get_text_config())
+    positions = position_limit(config)
     if positions is not None and args.max_length is not None and args.max_length > positions:
         raise UserError(f"max_length ({args.max_length}) is beyond the {positions} positions of {name}: lower it")
-
-
-def longest_sequence(config: PretrainedConfig) -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:
-        return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer, in some
-    stretched = [
-        (kind.get("original_max_position_embeddings") or positions) * (kind.get("factor") or 1) for kind in kinds
-    ]
-    return int(max(positions, *stretched))
 
 
 def model_on_paper(config: PretrainedConfig, attn_implementation: str | None) -> PreTrainedModel | None:

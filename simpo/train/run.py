@@ -19,6 +19,7 @@ from simpo.console import UserError, say, warn
 from simpo.data.load import PAIR, load_rows
 from simpo.data.pairs import format_pairs
 from simpo.files import weights_digest
+from simpo.folder import shorten
 from simpo.logps.attention import attention_name, branches_of
 from simpo.logps.fused import choose_path
 from simpo.train.checks import check_settings
@@ -32,6 +33,7 @@ from simpo.train.trainer import PreferenceTrainer
 
 # The published files (SimPO's, its baselines', WPO's): 128 pairs per optimizer step, whatever the number of GPUs.
 PAPER_CONFIGS = re.compile(r"(mistral-7b|llama-3-8b|gemma-2-9b)-(base|instruct|it)-\w+(-v2)?|mistral|llama3_instruct")
+SHOWN = 160  # characters of a sample
 
 
 def start_run(
@@ -182,13 +184,9 @@ def show_samples(trainer: PreferenceTrainer, count: int = 3) -> None:
         prompts, (chosen, rejected) = zip(*halves, strict=True)
         say(f"  row {index} of the training data")
         for prompt in dict.fromkeys(prompts):  # one, unless the two were cut differently
-            say(f"    prompt    {shorten(prompt)!r}")
-        say(f"    chosen    {shorten(chosen)!r}\n    rejected  {shorten(rejected)!r}")
+            say(f"    prompt    {shorten(prompt, SHOWN)}")
+        say(f"    chosen    {shorten(chosen, SHOWN)}\n    rejected  {shorten(rejected, SHOWN)}")
 
 
 def listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def shorten(text: str, width: int = 160) -> str:
-    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"

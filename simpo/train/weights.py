@@ -85,14 +85,21 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int) -> None:
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
-    """The longest input of a model, in tokens; None where its positions are relative or have no end."""
+    """The longest input of a model in tokens, scaled as its config says; None where positions are relative or endless."""
     settings = config.get_text_config().to_dict()
     if settings.get("relative_attention") and not settings.get("position_biased_input"):  # DeBERTa
         return None
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and config.model_type in AFTER_PADDING:
+    if positions is None or positions <= 0:
+        return None
+    if config.model_type in AFTER_PADDING:
         return positions - (config.pad_token_id or 0) - 1
-    return positions if positions is None or positions > 0 else None
+    rope = settings.get("rope_parameters") or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer, in some
+    stretched = [
+        (kind.get("original_max_position_embeddings") or positions) * (kind.get("factor") or 1) for kind in kinds
+    ]
+    return int(max(positions, *stretched))
 
 
 FLASH_PACKAGES = {  # the check for each, and how to get it without the hub
