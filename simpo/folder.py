@@ -52,6 +52,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be made and written to, without either.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = folder.absolute()
+    place = next(part for part in (folder, *folder.parents) if part.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{folder}: {place} {'cannot be written to' if place.is_dir() else 'is not a folder'}")
+
+
 def check_shared(folder: Path) -> None:
     """Refuse a folder that not every process sees, as on nodes that do not share their disks.
 

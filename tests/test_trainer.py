@@ -130,7 +130,8 @@ def test_locks_of_killed_compilations_are_removed_and_held_ones_kept(tmp_path, m
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr("socket.gethostname", lambda: "node1")
     names = ("one", "two", "node1/one", "node1/two")
-    locks = stale, held, stale_here, held_here = [tmp_path / name / "lock" for name in names]
+    locks = [tmp_path / name / "lock" for name in names]
+    stale, held, _, held_here = locks
     for lock in locks:
         lock.parent.mkdir(parents=True)
         lock.touch()

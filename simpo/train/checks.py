@@ -20,9 +20,10 @@ from simpo.config.reading import brief
 from simpo.console import UserError, warn
 from simpo.logps.varlen import check_kernel
 from simpo.train.config import PreferenceConfig
+from simpo.train.launch_plan import is_planned_elsewhere
 from simpo.train.model import choose_dtype, get_quantization_config
 from simpo.train.model_on_paper import REFUSALS, check_policy, check_positions, model_on_paper
-from simpo.train.weights import choose_attention, get_model_config, is_adapter_model
+from simpo.train.weights import choose_attention, get_model_config, is_adapter_model, needs_gpu
 
 AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
@@ -55,13 +56,20 @@ def check_settings(
     check_evaluation(data_args, args)
     check_launch(args)
     dtype = choose_dtype(model_args, args)
-    get_quantization_config(model_args)
+    elsewhere = is_planned_elsewhere(args)
+    if not elsewhere:
+        get_quantization_config(model_args)
     config = get_model_config(model_args)
     warn_of_idle_settings(model_args, data_args, args)
     check_positions(config, args, model_args.model_name_or_path)
     if reference := getattr(args, "ref_model_name_or_path", None):
         check_positions(get_model_config(replace(model_args, model_name_or_path=reference)), args, reference)
-    attention = model_args.attn_implementation = choose_attention(model_args.attn_implementation, config.model_type)
+    attention = model_args.attn_implementation
+    if elsewhere and needs_gpu(attention):
+        warn(f"attn_implementation: {attention} is not tried on this machine")
+        attention = None
+    else:
+        attention = model_args.attn_implementation = choose_attention(attention, config.model_type)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
     if flash and dtype == torch.float32 and args.mixed_precision == "no":
         raise UserError(f"attn_implementation: {attention} has no float32: set bf16: true")

@@ -84,11 +84,27 @@ class PreferenceConfig(TrainingArguments):
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Processes that tokenize (default: preprocessing_num_workers)."}
     )
+    dry_run: bool | str = field(
+        default=False,
+        metadata={
+            "help": "Check everything, show summary, samples and the memory needed, and stop, with nothing written; "
+            "with a file of accelerate_configs/: for that launch, on GPUs that need not be here."
+        },
+    )
+    dry_run_gpu_gb: float | None = field(
+        default=None, metadata={"help": "GB per GPU to plan for (those that are here)."}
+    )
+
+    @property
+    def should_save(self) -> bool:
+        return super().should_save and not self.dry_run
 
     def __post_init__(self):
         # The trainer's own columns are not arguments of the model's forward.
         self.remove_unused_columns = False
         super().__post_init__()
+        if self.dry_run_gpu_gb is not None and not self.dry_run_gpu_gb > 0:
+            raise ValueError(f"dry_run_gpu_gb ({self.dry_run_gpu_gb:g}) must be positive")
         if self.is_encoder_decoder:
             raise ValueError("is_encoder_decoder: encoder-decoder models are not supported")
         if self.max_completion_length is not None or self.max_target_length is not None:

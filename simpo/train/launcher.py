@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.config.parser import COMMAND_LINE
 from simpo.console import UserError, warn
+from simpo.train.launch_plan import is_planned_elsewhere, planned_launch
 from simpo.train.weights import unusable_attention
 
 PUBLISHED_ATTENTION = "flash_attention_2"  # in files written for other machines
@@ -47,16 +48,23 @@ def parse_arguments(config_class: type[TrainingArguments]) -> tuple[ModelArgumen
         defaults["bf16"] = True
     parser = H4ArgumentParser((ModelArguments, DataArguments, config_class))
     model_args, data_args, args = parser.parse(defaults=defaults)
-    if not (args.use_cpu and "use_cpu" in parser.given):
+    if is_planned_elsewhere(args):
+        bf16 = planned_launch(args).mixed_precision == "bf16"
+    elif not (args.use_cpu and "use_cpu" in parser.given):
         check_device()
     attention = model_args.attn_implementation
-    of_a_file = attention == PUBLISHED_ATTENTION and parser.given.get("attn_implementation") != COMMAND_LINE
+    of_a_file = (
+        not is_planned_elsewhere(args)
+        and attention == PUBLISHED_ATTENTION
+        and parser.given.get("attn_implementation") != COMMAND_LINE
+    )
     if of_a_file and (why := unusable_attention(attention)):
         warn(f"attn_implementation: {attention} {why}: using PyTorch's own attention instead")
         model_args.attn_implementation = None
     if bf16 and not args.bf16:
-        warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
-        args.bf16 = True
+        if "bf16" in parser.given:
+            warn("bf16: false gives way to the accelerate configuration's mixed_precision: bf16")
+        args.bf16, args.mixed_precision = True, "bf16"
     return model_args, data_args, args
 
 

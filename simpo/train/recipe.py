@@ -3,9 +3,10 @@
 import sys
 
 from simpo.config.reading import read_yaml, split_overrides
-from simpo.console import UserError
+from simpo.console import Done, UserError
 from simpo.objectives import objective_names
 from simpo.train.config import PreferenceConfig, config_class
+from simpo.train.dry_run import policy_on_paper, report_needs, trainer_on_paper
 from simpo.train.finish import train_and_save
 from simpo.train.launcher import parse_arguments
 from simpo.train.model import get_peft_config, get_tokenizer, load_policy, load_reference
@@ -30,8 +31,10 @@ def train_on_preferences(
     checkpoint = start_run(model_args, data_args, args, objective=objective.name)
     tokenizer = get_tokenizer(model_args, data_args, mistral_override=objective.mistral_template)
     pairs = load_pairs(data_args, args, tokenizer)
+    if args.dry_run:
+        trainer_class = trainer_on_paper(trainer_class)
     trainer = trainer_class(
-        model=load_policy(model_args, args, checkpoint),
+        model=policy_on_paper(model_args, args) if args.dry_run else load_policy(model_args, args, checkpoint),
         ref_model=load_reference(model_args, args) if objective.reference else None,
         args=args,
         train_dataset=pairs["train"],
@@ -40,6 +43,9 @@ def train_on_preferences(
         peft_config=get_peft_config(model_args),
     )
     show_summary(trainer, settings_of(model_args, data_args, args))
+    if args.dry_run:
+        report_needs(trainer, model_args)
+        raise Done("dry run: nothing was trained or written")
     train_and_save(trainer, model_args, data_args, checkpoint, objective=objective.name)
 
 

@@ -14,7 +14,7 @@ from simpo.chat.variables import keep_date
 from simpo.config import DataArguments, ModelArguments
 from simpo.console import Done, UserError, hold, is_main_process, warn
 from simpo.files import flush_to_disk, read_own, whole_file
-from simpo.folder import check_shared, lock_folder, shorten
+from simpo.folder import LOCK, check_shared, check_writable, lock_folder, shorten
 from simpo.train.checkpoints import (
     DIGESTS,
     STATE,
@@ -27,6 +27,7 @@ from simpo.train.checkpoints import (
     weights_flaw,
     write_digests,
 )
+from simpo.train.config import PreferenceConfig
 
 RUN_CONFIG = "run_config.yaml"
 RESULTS = (STATE, "*_results.json")
@@ -43,6 +44,7 @@ INDIFFERENT = {
     *("model_name_or_path", "model_init_kwargs", "trust_remote_code", "attn_implementation"),
     *("preprocessing_num_workers", "dataset_num_proc", "generate_during_eval", "precompute_ref_log_probs"),
     *("fused_logps", "shared_prompt", "padding_free", "logits_memory", "max_tokens_per_micro_batch"),
+    *("dry_run", "dry_run_gpu_gb"),
 }
 
 T = TypeVar("T")
@@ -64,8 +66,14 @@ def take_up(
             every process sees the folder, or its part of the checkpoint; or they were started with different settings.
     """
 
+    dry = isinstance(args, PreferenceConfig) and args.dry_run
+
     def decide() -> tuple[str | None, dict[str, Any], dict[str, Any]]:
-        hold(lock_folder(Path(args.output_dir)))
+        folder = Path(args.output_dir)
+        if not dry or (folder / LOCK).exists():
+            hold(lock_folder(folder))
+        else:
+            check_writable(folder)
         record = read_run_config(args)
         data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, recorded_variables(record))
         changes = changed_settings(record, model_args, data_args, args)
@@ -81,7 +89,8 @@ def take_up(
         return checkpoint, recorded_variables(record), mine
 
     checkpoint, variables, of_main = from_main_process(decide)
-    check_shared(Path(args.output_dir))
+    if not dry:
+        check_shared(Path(args.output_dir))
     data_args.chat_template_kwargs = keep_date(data_args.chat_template_kwargs, variables)  # one date in all processes
     mine = settings_of(model_args, data_args, args)
     apart = [

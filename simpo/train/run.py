@@ -24,6 +24,7 @@ from simpo.logps.attention import attention_name, branches_of
 from simpo.logps.fused import choose_path
 from simpo.train.checks import check_settings
 from simpo.train.config import PreferenceConfig
+from simpo.train.launch_plan import planned_launch
 from simpo.train.model import model_identity
 from simpo.train.model_on_paper import check_resumed_adapters
 from simpo.train.progress import described
@@ -117,12 +118,12 @@ def show_summary(trainer: PreferenceTrainer, settings: Mapping[str, Any]) -> Non
     trained = sum(
         p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in model.parameters() if p.requires_grad
     )
-    pairs_per_step = pairs_of_a_step(args)
+    processes, pairs_per_step = planned_launch(args).processes, pairs_of_a_step(args)
     steps = args.max_steps
     if steps <= 0:
         rows = trainer.data_reports["train"].rows
         # `drop_partial_step`: micro-batches of all processes, and whole steps of them
-        micro_batches = -(-rows // (args.per_device_train_batch_size * args.world_size))
+        micro_batches = -(-rows // (args.per_device_train_batch_size * processes))
         per_epoch = micro_batches / args.gradient_accumulation_steps
         steps = int((math.floor if args.drop_partial_step else math.ceil)(per_epoch) * args.num_train_epochs)
     tokens = args.max_tokens_per_micro_batch
@@ -135,7 +136,7 @@ def show_summary(trainer: PreferenceTrainer, settings: Mapping[str, Any]) -> Non
         "log-probs": f"{path} (attending {branches_of(attention).how})" if by_spans else str(path),
         "objective": f"{trainer.objective.name} ({listed(trainer.objective_settings())})",
         **{f"{split} data": str(report) for split, report in trainer.data_reports.items()},
-        "step": f"{pairs_per_step} pairs ({args.world_size} processes x {args.per_device_train_batch_size} x "
+        "step": f"{pairs_per_step} pairs ({processes} processes x {args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated{by_tokens}), {steps} steps, "
         f"learning rate {args.learning_rate:g}",
         "first loss": expected_first_loss(trainer),
@@ -156,7 +157,7 @@ def show_summary(trainer: PreferenceTrainer, settings: Mapping[str, Any]) -> Non
 
 
 def pairs_of_a_step(args: TrainingArguments) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * planned_launch(args).processes
 
 
 def expected_first_loss(trainer: PreferenceTrainer) -> str:

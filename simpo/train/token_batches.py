@@ -132,15 +132,8 @@ def split_up(groups: list[list[int]], count: int) -> list[list[int]]:
     return groups
 
 
-def check_longest(dataset: Dataset, tokens: int, path: FastPath) -> None:
-    """Refuse a limit that a pair alone is above.
-
-    Args:
-        dataset: of token ids.
-
-    Raises:
-        UserError: names the longest pair.
-    """
+def pair_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each pair's sequences and of its prompt, (pairs,) each: chosen, rejected, prompt."""
     chosen, rejected, prompt = (
         np.concatenate(
             [
@@ -150,10 +143,27 @@ def check_longest(dataset: Dataset, tokens: int, path: FastPath) -> None:
         )
         for name in ("chosen", "rejected", "prompt")
     )
+    return chosen, rejected, prompt
+
+
+def tokens_of_pairs(dataset: Dataset, path: FastPath) -> np.ndarray:
+    """(pairs,) tokens that each is run in, by itself."""
+    chosen, rejected, prompt = pair_lengths(dataset)
     if path.shared_prompt:
-        lengths = chosen + rejected - prompt
-    else:
-        lengths = chosen + rejected if path.padding_free else 2 * np.maximum(chosen, rejected)
+        return chosen + rejected - prompt
+    return chosen + rejected if path.padding_free else 2 * np.maximum(chosen, rejected)
+
+
+def check_longest(dataset: Dataset, tokens: int, path: FastPath) -> None:
+    """Refuse a limit that a pair alone is above.
+
+    Args:
+        dataset: of token ids.
+
+    Raises:
+        UserError: names the longest pair.
+    """
+    lengths = tokens_of_pairs(dataset, path)
     row = int(lengths.argmax())
     if lengths[row] > tokens:
         raise UserError(

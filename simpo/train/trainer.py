@@ -142,6 +142,9 @@ class PreferenceTrainer(OriginalNames, TokenBatches, WholeSteps):
                     "pairs make up a batch; leave it out"
                 )
             check_longest(self.train_dataset, args.max_tokens_per_micro_batch, choose_path(self.model, args))
+        self._prepare_references(ref_model)
+
+    def _prepare_references(self, ref_model: PreTrainedModel | Callable[[], PreTrainedModel] | None) -> None:
         self.reference = None
         if self.objective.reference:
             per_token = self.objective.logps == "mean"

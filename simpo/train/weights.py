@@ -85,7 +85,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int) -> None:
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
-    """The longest input of a model in tokens, scaled as its config says; None where positions are relative or endless."""
+    """The longest input in tokens, scaled as the config says; None where positions are relative or have no end."""
     settings = config.get_text_config().to_dict()
     if settings.get("relative_attention") and not settings.get("position_biased_input"):  # DeBERTa
         return None
@@ -124,13 +124,17 @@ def choose_attention(requested: str | None, model_type: str) -> str | None:
     return requested
 
 
+def needs_gpu(attention: str | None) -> bool:
+    flash = is_flash_attention_requested(requested_attention_implementation=attention)
+    return flash or attention == "flex_attention"
+
+
 def unusable_attention(requested: str) -> str | None:
     """What flash attention and FlexAttention lack to train here, if anything.
 
     The hub's prebuilt kernels serve as flash-attn where `kernels` is installed: transformers loads them.
     """
-    flash = is_flash_attention_requested(requested_attention_implementation=requested)
-    if (flash or requested == "flex_attention") and PartialState().device.type == "cpu":
+    if needs_gpu(requested) and PartialState().device.type == "cpu":
         return "needs a GPU"
     installed, package = FLASH_PACKAGES.get(requested, (None, ""))
     if installed is None or installed(kernels_fallback_ok=True):
