@@ -38,8 +38,8 @@ CUT = "responses cut at their longest length"
 class PostProcessArguments:
     """Where the responses are, and which to leave out."""
 
-    generation_file_dir: list[str] = field(
-        default_factory=lambda: ["datasets/gemma2_ultrafeedback"],
+    generation_file_dir: str | list[str] = field(
+        default="datasets/gemma2_ultrafeedback",
         metadata={"help": "Folder with output_{seed}.json files, or several that are parts of one run."},
     )
     output_dir: str | None = field(
@@ -57,7 +57,8 @@ class PostProcessArguments:
 @command
 def main() -> None:
     args = H4ArgumentParser(PostProcessArguments).parse()
-    folders = [Path(name) for name in args.generation_file_dir]
+    given = args.generation_file_dir
+    folders = [Path(name) for name in ([given] if isinstance(given, str) else given)]
     files = seed_files(folders)
     if len(folders) > 1:
         check_parts(folders, args.allow_missing)

@@ -652,7 +652,7 @@ def test_original_defaults():
     assert (args.data_dir, args.model) == ("HuggingFaceH4/ultrafeedback_binarized", "google/gemma-2-9b-it")
     assert (args.temperature, args.top_p, args.max_tokens, args.seed) == (0.8, 0.95, 4096, [42])
     assert (args.output_dir, args.split) == ("datasets/gemma2_ultrafeedback", "train_prefs")
-    assert PostProcessArguments().generation_file_dir == ["datasets/gemma2_ultrafeedback"]
+    assert PostProcessArguments().generation_file_dir == "datasets/gemma2_ultrafeedback"
     annotate = AnnotateArguments()
     assert annotate.generation_file == "datasets/gemma2_ultrafeedback/all_outputs.json"
     assert (annotate.reward_model, annotate.output_dir, annotate.torch_dtype) == (

@@ -113,8 +113,11 @@ def test_parts_joined_are_the_run_without_parts(monkeypatch, tmp_path, fails):
     assert (Path(parts[0]) / "all_outputs.json").read_bytes() == expected
     join(monkeypatch, *parts[::-1], "--output_dir", str(tmp_path / "joined"))
     assert (tmp_path / "joined" / "all_outputs.json").read_bytes() == expected
-    join(monkeypatch, ",".join(parts), "--output_dir", str(tmp_path / "commas"))
-    assert (tmp_path / "commas" / "all_outputs.json").read_bytes() == expected
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"generation_file_dir": parts, "output_dir": str(tmp_path / "yaml")}))
+    monkeypatch.setattr(sys, "argv", ["post_process.py", str(config)])
+    post_process.main()
+    assert (tmp_path / "yaml" / "all_outputs.json").read_bytes() == expected
     error = fails(post_process.main, "--generation_file_dir", *parts[:2], "--output_dir", str(tmp_path / "two"))
     assert "part 3/3 is not among the folders" in error and not (tmp_path / "two").exists()
     join(monkeypatch, *parts[:2], "--output_dir", str(tmp_path / "two"), "--allow_missing")
