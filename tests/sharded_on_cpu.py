@@ -1,6 +1,6 @@
-"""Training scripts, one after the other, on CPU processes that shard; accelerate turns FSDP on for accelerators only.
+"""Training scripts, one after the other, on CPU processes that shard; each says how much of the model a process holds.
 
-accelerate launch --config_file FSDP.yaml tests/sharded_on_cpu.py SCRIPT CONFIG [SCRIPT CONFIG ...]
+accelerate launch --config_file CONFIG.yaml tests/sharded_on_cpu.py SCRIPT CONFIG [SCRIPT CONFIG ...]
 """
 
 import importlib
@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers.trainer
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from simpo.console import command
 
@@ -18,6 +22,7 @@ start = AcceleratorState.__init__
 
 
 def start_sharded(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+    """accelerate turns FSDP on for accelerators only."""
     start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
         self.fsdp_plugin = fsdp_plugin
@@ -26,10 +31,20 @@ def start_sharded(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, *
             fsdp_plugin.set_mixed_precision(self.mixed_precision)
 
 
+class Held(TrainerCallback):
+    """Between two steps, when what can be released is."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+        weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+        if args.process_index == 0:
+            print(f"{args.output_dir}: {sum(weight.numel() for weight in weights)} weights held", flush=True)
+
+
 @command
 def main() -> None:
     AcceleratorState.__init__ = start_sharded
     PartialState.destroy_process_group = lambda self, group=None: None  # the next run goes on with it
+    transformers.trainer.DEFAULT_CALLBACKS.append(Held)
     words = sys.argv[1:]
     for script, config in zip(words[::2], words[1::2], strict=True):
         sys.argv = [script, config]
