@@ -41,11 +41,11 @@ class Case(NamedTuple):
 
 CASES = {
     "short": Case(("ours", "recomputed", "trl"), 60, 400),
-    "long": Case(("ours", "recomputed", "trl"), 800, 400),
     "lora": Case(("ours", "recomputed"), 60, 400, lora=True),
     "mixed": Case(("tokens", "ours"), 30, 60, spread=(0.1, 3.0), batches=8),
     "dpo": Case(("ours", "trl"), 60, 400, objective="dpo"),
     "wpo": Case(("ours", "trl"), 60, 400, objective="wpo"),
+    "long": Case(("ours", "recomputed", "trl"), 800, 400),
 }
 SIDES = ("ours", "recomputed", "tokens", "plain", "trl")
 TOKENS = 2048  # in a micro-batch of the side tokens

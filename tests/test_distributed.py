@@ -1,20 +1,21 @@
-"""ZeRO-3 and FSDP2 on two CPU processes, through `accelerate launch`, against one process.
+"""ZeRO-3 (in bf16; see test_zero3.py) and DDP on two CPU processes, through their launchers, against one process.
 
 The runs on one process take the plain path to the log-probabilities, the others the fast one."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT, losses, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import run_simpo
 from simpo.train.checkpoints import checkpoints_in, step_of
 
 pytestmark = pytest.mark.slow
@@ -69,21 +70,26 @@ def test_zero3_equals_one_process(config, tmp_path, model_folder):
         torch.testing.assert_close(saved[name].float(), weight, rtol=0.02, atol=5e-3)
 
 
-def test_fsdp2_equals_one_process(config, tmp_path):
-    shipped = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())
-    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(shipped | {"use_cpu": True, "num_processes": 2}))
-    path = config(bf16=True, use_cpu=None, learning_rate=3e-4)
-    alone = ["--per_device_train_batch_size=4", "--fused_logps=false"]
-    launch(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'one'}", *alone)
-    launch(
-        "accelerate", "launch", "--config_file", str(tmp_path / "fsdp2.yaml"), SCRIPT, path,
-        f"--output_dir={tmp_path / 'two'}",
-    )  # fmt: skip
-    check_same_losses(losses(tmp_path / "one"), losses(tmp_path / "two"), SAME_PRECISION)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0.02, atol=2e-3)
+def test_plain_processes_equal_one(config, tmp_path, monkeypatch):
+    """DDP in float32, in the batches that the settings say and by tokens."""
+    changes = {"dataset_splits": ["train"], "gradient_accumulation_steps": 3}
+    path = config(**changes, per_device_train_batch_size=4, fused_logps=False, output_dir=str(tmp_path / "one"))
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", path])
+    run_simpo.main()
+    runs = []
+    for name, tokens in (("batches", None), ("tokens", 600)):
+        path = config(**changes, output_dir=str(tmp_path / name), max_tokens_per_micro_batch=tokens)
+        runs += ["run_simpo", shutil.copy(path, tmp_path / f"{name}.yaml")]
+    with torchrun(str(ROOT / "tests" / "sharded_on_cpu.py"), *map(str, runs)) as process:
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    for name in ("batches", "tokens"):
+        check_same_losses(losses(tmp_path / "one"), losses(tmp_path / name), 1e-4)
+        two = load_file(tmp_path / name / "model.safetensors")
+        assert one.keys() == two.keys()
+        for weight in one:
+            torch.testing.assert_close(two[weight], one[weight], rtol=1e-4, atol=2e-5)
 
 
 def test_zero3_lora_saves_every_adapter_weight_and_resumes(config, tmp_path):

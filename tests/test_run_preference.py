@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, losses, make_pairs, run_script
+from conftest import losses, make_pairs
 from datasets import Dataset, DatasetDict
 from test_objectives import NAMES
 
@@ -20,7 +20,6 @@ from simpo.data.tokenize import PairTokenizer
 from simpo.objectives import get_objective
 from simpo.train.config import PreferenceConfig, config_class
 from simpo.train.trainer import PreferenceTrainer
-from tiny_models import tiny_model
 
 WITH_REFERENCE = sorted(name for name in NAMES if get_objective(name).reference)
 
@@ -255,27 +254,3 @@ def test_from_python(texts, tokenizer, model_folder, tmp_path):
         few = DatasetDict(train=texts["train"].select([0]), test=texts["test"])
         make_trainer(few, tokenizer, load(model_folder), tmp_path, ref_model=load(model_folder))
     assert issubclass(config_class("ipo"), PreferenceConfig) and config_class("ipo").__name__ == "IpoConfig"
-
-
-# ---- several processes --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_kto_under_zero3_on_two_processes_equals_one(preference, tmp_path):
-    """Whose responses a prompt gets does not depend on the processes, and the reference point is theirs together."""
-    unlikely = tiny_model(tmp_path / "reference", seed=1, initializer_range=0.1)  # the policy is well above it
-    path = preference(
-        "kto", beta=0.02, use_cpu=None, learning_rate=3e-4, dataset_splits=["train"], ref_model_name_or_path=unlikely
-    )
-    launch = ["accelerate", "launch", "--config_file", f"{ROOT}/accelerate_configs/deepspeed_zero3_cpu.yaml"]
-    script = str(ROOT / "scripts" / "run_preference.py")
-    for name, options, batch in (("one", ["--num_processes=1"], 4), ("two", [], 2)):
-        result = run_script(
-            *launch, *options, script, path, f"--output_dir={tmp_path / name}", f"--per_device_train_batch_size={batch}"
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert min(step["kl"] for step in one) > 1
-    for alone, together in zip(one, two, strict=True):
-        for metric, tolerance in (("loss", 3e-3), ("kl", 1e-1), ("rewards/margins", 2e-2)):
-            assert together[metric] == pytest.approx(alone[metric], rel=1e-2, abs=tolerance), metric

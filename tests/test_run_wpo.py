@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CACHE, ROOT, losses, run_script
+from conftest import CACHE, losses
 from recorded import check_recorded_run
 
 import run_simpo
 import run_wpo
 from tiny_models import tiny_model
-
-SCRIPT = str(ROOT / "scripts" / "run_wpo.py")
 
 
 def run(monkeypatch, *argv: str, script=run_wpo) -> None:
@@ -158,21 +156,3 @@ def test_refused(wpo, fails, tmp_path):
     assert "loss_type" in fails(run_wpo.main, wpo(loss_type="hinge"))
     assert "nobody/nothing" in fails(run_wpo.main, wpo(ref_model_name_or_path="nobody/nothing"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precompute", [False, True])
-def test_zero3_on_two_processes_equals_one(wpo, tmp_path, precompute):
-    path = wpo(use_cpu=None, learning_rate=3e-4, precompute_ref_log_probs=precompute)
-    launch = ["accelerate", "launch", "--config_file", f"{ROOT}/accelerate_configs/deepspeed_zero3_cpu.yaml"]
-    for name, options in (("one", ["--num_processes=1"]), ("two", [])):
-        batch = 4 if name == "one" else 2
-        result = run_script(
-            *launch, *options, SCRIPT, path, f"--output_dir={tmp_path / name}", f"--per_device_train_batch_size={batch}"
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    for alone, together in zip(one, two, strict=True):
-        for metric in ("loss", "weights/mean", "weights/min"):
-            assert together[metric] == pytest.approx(alone[metric], abs=3e-3)
-        assert together["rewards/margins"] == pytest.approx(alone["rewards/margins"], abs=2e-2)
