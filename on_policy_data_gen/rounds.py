@@ -7,6 +7,7 @@ Writes to OUT, before anything is decoded:
                       other settings is refused. How many machines, GPUs and rows at a time is not part of it
     held_out.jsonl    the prompts to measure with: {prompt, and the columns that decode keeps}
     training.yaml     CONFIG with TRAIN_ARGS, the objective and the reference model: what every round trains with
+    held_out/decode.yaml, held_out/annotate.yaml    DECODE_ARGS and ANNOTATE_ARGS, with what measuring changes in them
 """
 
 import hashlib
@@ -94,8 +95,11 @@ def main() -> None:
     with lock_folder(folder):
         check_settings(folder / RECORD, record, (folder / RECORD).exists() or (folder / "round_1").exists())
         write_rows(folder / "held_out.jsonl", [{"prompt": to_json(p)} | columns for p, columns in held_out.items()])
-        with whole_file(folder / "training.yaml") as file:
-            yaml.safe_dump(training, file, sort_keys=False)
+        write_yaml(folder / "training.yaml", training)
+        measure = {"data_dir": str(folder / "held_out.jsonl"), "prompt_column": "prompt", "temperature": 0, "seed": 0}
+        write_yaml(folder / "held_out" / "decode.yaml", read_words("DECODE_ARGS", asked["DECODE_ARGS"]) | measure)
+        score = {"scores_only": True, "extra_responses": None, "test_generation_file": None}
+        write_yaml(folder / "held_out" / "annotate.yaml", read_words("ANNOTATE_ARGS", asked["ANNOTATE_ARGS"]) | score)
     counts = f"{len(prompts)} prompts ({asked['PROMPTS']}), {len(held_out)} held out"
     say(f"{rounds} rounds over {counts}, training with {training['objective']}")
 
@@ -115,11 +119,8 @@ def read_training(config: str, more: str, model: str, reference: str) -> dict[st
     """
     if not config:
         raise UserError("CONFIG: name the training's YAML file, such as CONFIG=training_configs/NAME.yaml")
-    settings = read_yaml(config)
-    try:
-        settings |= split_overrides(more.split())
-    except UserError as error:
-        raise UserError(f"TRAIN_ARGS: {error}") from error
+    changes = read_words("TRAIN_ARGS", more)
+    settings = read_yaml(config) | changes
     if "objective" not in settings:
         if not {"gamma_beta_ratio", "gamma"} & settings.keys():
             raise UserError(f"CONFIG: {config} names no objective, nor does TRAIN_ARGS: add --objective=NAME to that")
@@ -133,7 +134,8 @@ def read_training(config: str, more: str, model: str, reference: str) -> dict[st
     # what training would refuse shows now, not after hours of decoding
     parser = H4ArgumentParser((ModelArguments, DataArguments, config_class(objective.name)))
     on_paper = {} if torch.accelerator.is_available() else {"use_cpu": True}
-    parser.parse([config, *more.split(), f"--objective={objective.name}"], defaults=on_paper)
+    named = [] if "objective" in changes else [f"--objective={objective.name}"]
+    parser.parse([config, *more.split(), *named], defaults=on_paper)
     return settings
 
 
@@ -154,6 +156,20 @@ def read_all_options(
     given |= {} if Path(data).is_file() else {"test_generation_file": "test"}
     annotate = read_options("ANNOTATE_ARGS", AnnotateArguments, asked["ANNOTATE_ARGS"], **given)
     return decode, read_options("POST_PROCESS_ARGS", PostProcessArguments, asked["POST_PROCESS_ARGS"]), annotate
+
+
+def read_words(name: str, words: str) -> dict[str, Any]:
+    """The keys and values of a variable of the environment, which may begin with a YAML file.
+
+    Raises:
+        UserError: it holds something else, or a key twice.
+    """
+    argv = words.split()
+    try:
+        settings = read_yaml(argv.pop(0)) if argv and not argv[0].startswith("--") else {}
+        return settings | split_overrides(argv)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def read_options(name: str, kind: type, words: str, **given: Any) -> Any:
@@ -246,6 +262,11 @@ def what_decides(options: Any) -> dict[str, Any]:
         for key, value in asdict(options).items()
         if key not in PLACES | MACHINES and value != getattr(default, key)
     }
+
+
+def write_yaml(path: Path, settings: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        yaml.safe_dump(settings, file, sort_keys=False)
 
 
 def resolved(name: str) -> str:

@@ -58,11 +58,12 @@ newest() { # newest ROUND: the model that a round ended with, or the first
 }
 
 measure() { # measure ROUND: its model's answers to the held-out prompts, and the scores of all models' so far
-    decode "$(newest "$1")" "$out/held_out.jsonl" "$out/held_out/$1" none --prompt_column prompt --temperature 0 --seed 0
+    run python "$here/decode.py" "$out/held_out/decode.yaml" --model "$(newest "$1")" --output_dir "$out/held_out/$1"
     if [ "$1" != 0 ]; then
         run python "$here/held_out.py" "$out/held_out" "$1"
-        annotate "$out/held_out/all_outputs.json" "$out/held_out" --scores_only --extra_responses null \
-            --test_generation_file null
+        # shellcheck disable=SC2086  # a list of words
+        run $ANNOTATE "$here/reward_model_annotate.py" "$out/held_out/annotate.yaml" --reward_model "$REWARD_MODEL" \
+            --generation_file "$out/held_out/all_outputs.json" --output_dir "$out/held_out"
     fi
 }
 

@@ -17,6 +17,9 @@ from crashes import contents
 
 import held_out
 import rounds
+from decode import DecodeArguments
+from reward_model_annotate import AnnotateArguments
+from simpo.config import H4ArgumentParser
 from simpo.config.reading import read_yaml
 from tiny_models import tiny_llama
 
@@ -70,7 +73,7 @@ def rows_of(path: Path) -> list[dict]:
         ({"CONFIG": "none.yaml"}, ["none.yaml: no such configuration file"]),
         ({"CONFIG": "dpo.yaml"}, ["names no objective", "--objective=NAME"]),
         ({"TRAIN_ARGS": "--objective=nonsense"}, ["nonsense"]),
-        ({"TRAIN_ARGS": "beta=3"}, ["TRAIN_ARGS", "--key=value"]),
+        ({"TRAIN_ARGS": "beta=3"}, ["TRAIN_ARGS", "beta=3"]),
         ({"TRAIN_ARGS": "--learning_rat=3"}, ["learning_rat", "did you mean learning_rate"]),
         ({"TRAIN_ARGS": "--beta=much"}, ["beta", "much"]),
         ({"TRAIN_ARGS": "--objective=dpo"}, ["gamma_beta_ratio", "not of dpo"]),
@@ -93,6 +96,7 @@ def rows_of(path: Path) -> list[dict]:
         ({"SEEDS": "13 1013"}, ["SEEDS", "meet when a round adds 1000"]),
         ({"SEEDS": "7 7"}, ["SEEDS", "two are the same"]),
         ({"DECODE_ARGS": "--max_token 5"}, ["DECODE_ARGS", "did you mean max_tokens"]),
+        ({"DECODE_ARGS": "--seed 5"}, ["DECODE_ARGS", "seed"]),
         ({"DECODE_ARGS": "--part 1/2"}, ["DECODE_ARGS", "PROMPTS=split"]),
         ({"DECODE_ARGS": "--temperature 0"}, ["DECODE_ARGS", "temperature 0"]),
         ({"ANNOTATE_ARGS": "--min_margin -1"}, ["ANNOTATE_ARGS", "min_margin"]),
@@ -134,10 +138,10 @@ def test_a_judge_may_move_between_rounds(check, monkeypatch):
 )
 def test_other_settings_are_refused(check, fails, monkeypatch, changes, key):
     out = run(monkeypatch, check(ROUNDS="1" if "data" in changes else "3"))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     error = fails(rounds.main, *check(**({"ROUNDS": "1"} if "data" in changes else {}) | changes))
     assert key in error and str(out) in error
-    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before == contents(out)
 
 
 def test_another_model_and_other_prompts_are_refused(check, fails, monkeypatch, world, tmp_path):
@@ -180,6 +184,20 @@ def test_held_out_prompts(check, monkeypatch, world, tmp_path):
     shutil.copy(world / "few.jsonl", data / "test_prefs.jsonl")
     run(monkeypatch, [check()[0], str(data), str(out)])
     assert len(rows_of(out / "held_out.jsonl")) == 3
+
+
+def test_measuring_is_greedy_and_scores_the_models_own_answers(check, monkeypatch):
+    extra = {"DECODE_ARGS": "--temperature 0.7 --max_tokens 5", "ANNOTATE_ARGS": "--extra_responses x.json --seed 3"}
+    out = run(monkeypatch, check(**extra))
+    measured = read_options_of(DecodeArguments, out / "held_out/decode.yaml")
+    assert (measured.temperature, measured.seed, measured.max_tokens) == (0, [0], 5)
+    assert measured.data_dir == str(out / "held_out.jsonl") and measured.prompt_column == "prompt"
+    scored = read_options_of(AnnotateArguments, out / "held_out/annotate.yaml")
+    assert scored.scores_only and scored.extra_responses is None and scored.seed == 3
+
+
+def read_options_of(kind: type, path: Path):
+    return H4ArgumentParser(kind).parse([str(path)])
 
 
 def test_training_settings(check, monkeypatch, world, capsys):
