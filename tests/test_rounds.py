@@ -293,9 +293,9 @@ def finish(folder: Path, **settings: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_killed_twice_ends_with_the_same_files(world, tmp_path):
+def test_a_killed_round_ends_with_the_same_files(world, tmp_path):
     """Two rounds of DPO with adapters against the first model; then the second round again, killed with all its
-    processes at random moments, and continued."""
+    processes at a random moment, and continued."""
     shutil.copytree(world / "model", tmp_path / "model")
     shutil.copy(world / "prompts.jsonl", tmp_path)
     (tmp_path / "letters.py").write_text(LETTERS)
@@ -319,21 +319,17 @@ def test_a_round_killed_twice_ends_with_the_same_files(world, tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for _ in range(2):
-        process = start(tmp_path)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(5, 25))
-        for pid in descendants(process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait(60)
+    process = start(tmp_path)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(5, 40))
+    for pid in descendants(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(60)
     finish(tmp_path)
     again = contents(out, *MADE)
     assert again.keys() == whole.keys()
     assert [name for name in whole if whole[name] != again[name]] == []
-    before = {path: path.stat().st_mtime_ns for path in out.glob("round_*/**/*")}
-    finish(tmp_path)
-    assert before == {path: path.stat().st_mtime_ns for path in out.glob("round_*/**/*")}
 
 
 def descendants(parent: int) -> list[int]:
