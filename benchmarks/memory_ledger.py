@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
-    "all weights, without logits": {"vocabulary": 128_256, "hidden": 512, "layers": 8, "pairs": 2, "prompt": 60},
-    "all weights, long": {"vocabulary": 32_000, "hidden": 512, "layers": 8, "pairs": 2, "prompt": 800},
+    "all weights, without logits": {"vocabulary": 64_000, "hidden": 512, "layers": 4, "pairs": 1, "prompt": 60},
+    "all weights, long": {"vocabulary": 8_000, "hidden": 512, "layers": 8, "pairs": 1, "prompt": 800},
     "all weights, plain, accumulated": {
         "vocabulary": 32_000, "hidden": 512, "layers": 4, "pairs": 2, "prompt": 60, "fused_logps": False,
         "gradient_accumulation_steps": 2,
     },
     "LoRA, gradient checkpointing": {
-        "vocabulary": 32_000, "hidden": 1024, "layers": 8, "pairs": 4, "prompt": 800, "use_peft": True,
+        "vocabulary": 32_000, "hidden": 512, "layers": 8, "pairs": 2, "prompt": 800, "use_peft": True,
         "gradient_checkpointing": True,
     },
 }  # fmt: skip

@@ -96,7 +96,7 @@ def ledger(plan: Plan, card: float | None = None) -> tuple[dict[str, float], str
     kept = logits_kept(plan, None if card is None else card - sum(found[moment].values()))
     for name in found:
         if name != "the optimizer's step":
-            found[name]["logits kept"] = kept if "head" in name else 0
+            found[name]["logits kept"] = kept - min(kept, chunk_bytes(plan)) if "head" in name else 0  # a chunk is kept
     moment = max(found, key=lambda name: sum(found[name].values()))
     return {name: needed for name, needed in found[moment].items() if needed}, moment
 
@@ -187,9 +187,14 @@ def head_bytes(plan: Plan, tokens: int, labels: int) -> tuple[float, float]:
     if not plan.fused:
         logits = shape.vocabulary * tokens
         return logits * (number + extra) + 8 * labels * shape.vocabulary, 16 * labels * shape.vocabulary
-    rows = min(labels, max(1, CHUNK_LOGITS["cpu" if plan.launch.on_cpu else "cuda"] // shape.vocabulary))
-    chunk = rows * shape.vocabulary * (4 + (2 if plan.mixed else 0))
+    chunk = chunk_bytes(plan)
     return chunk + labels * shape.hidden * number, chunk + labels * shape.hidden * (number + 4)
+
+
+def chunk_bytes(plan: Plan) -> float:
+    labels, words = plan.micro_batch(plan.pairs)[1], plan.shape.vocabulary
+    rows = min(labels, max(1, CHUNK_LOGITS["cpu" if plan.launch.on_cpu else "cuda"] // words))
+    return rows * words * (4 + (2 if plan.mixed else 0))
 
 
 def logits_kept(plan: Plan, free: float | None) -> float:
