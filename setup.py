@@ -49,8 +49,9 @@ setup(
             "openai>=3.54,<4",
             "tiktoken>=0.12,<1",
         ],
+        "cluster": ["ray>=2.60,<2.61"],
         "quantization": ["bitsandbytes>=0.48,<1"],
         "wandb": ["wandb>=0.22,<1"],
-        "dev": ["grimp>=3.20,<4", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
+        "dev": ["grimp>=3.20,<4", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "ray>=2.60,<2.61", "ruff>=0.17,<0.18"],
     },
 )

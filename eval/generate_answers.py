@@ -88,6 +88,12 @@ class GenerateArguments:
     )
     max_model_len: int | None = field(default=None, metadata={"help": "Longest conversation, in tokens."})
     tensor_parallel_size: int | None = field(default=None, metadata={"help": "GPUs that share the model."})
+    max_num_seqs: int | None = field(
+        default=None, metadata={"help": "Answers made at a time; vLLM's default for the device."}
+    )
+    gpu_memory_utilization: float | None = field(
+        default=None, metadata={"help": "Part of each GPU's memory to fill; vLLM's default."}
+    )
     attention_backend: str | None = field(default=None, metadata={"help": "vLLM's attention backend."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
@@ -97,9 +103,11 @@ class GenerateArguments:
             raise UserError("model: not given (--model NAME_OR_FOLDER)")
         if self.name is not None and (not self.name.strip(".") or "/" in self.name):
             raise UserError(f"name: {self.name!r} cannot be part of a file's name")
-        for key in ("tensor_parallel_size", "max_model_len"):
-            if (getattr(self, key) or 1) < 1:
-                raise UserError(f"{key}: must be at least 1, got {getattr(self, key)}")
+        for key in ("tensor_parallel_size", "max_model_len", "max_num_seqs"):
+            if (value := getattr(self, key)) is not None and not 1 <= value < 2**31:
+                raise UserError(f"{key}: must be at least 1 and below 2^31, got {value}")
+        if not 0 < (1 if self.gpu_memory_utilization is None else self.gpu_memory_utilization) <= 1:
+            raise UserError(f"gpu_memory_utilization: must be in (0, 1], got {self.gpu_memory_utilization}")
 
 
 @command
@@ -125,7 +133,8 @@ def main() -> None:
         check_settings(files.settings, record, has_output=answers.found)
         say(f"{len(questions)} questions of {benchmark.title}, {len(answers.turns[-1])} answered; {describe(decoding)}")
         if any(question.key not in turn for turn in answers.turns for question in questions):
-            engine = engine_settings(args.model, **{"attention_backend": None} | engine_choices(args, settings))
+            size = {name: getattr(args, name) for name in ("max_num_seqs", "gpu_memory_utilization")}
+            engine = engine_settings(args.model, **{"attention_backend": None} | engine_choices(args, settings) | size)
             answer(args, benchmark, engine, decoding, prompter, questions, answers)
         texts = answers.texts(questions, str(files.answers))
         rows = [

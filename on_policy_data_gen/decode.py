@@ -47,6 +47,7 @@ from simpo.files import weights_digest
 from simpo.folder import check_settings, lock_folder, recorded_settings
 
 SETTINGS = "decode_settings.json"
+LOST = "three engines ended while they answered it"
 
 
 @dataclass
@@ -80,7 +81,18 @@ class DecodeArguments:
         metadata={"help": "Answer a part of the prompts: 2/8 is the second of eight, by a hash of each prompt."},
     )
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share one engine."})
-    data_parallel_size: int = field(default=1, metadata={"help": "Engines, each with its share of the prompts."})
+    data_parallel_size: int = field(
+        default=1, metadata={"help": "Engines, here or over the cluster, which share the prompts."}
+    )
+    ray_address: str | None = field(
+        default=None, metadata={"help": "HOST:PORT of a Ray cluster, whose machines run the engines."}
+    )
+    max_num_seqs: int | None = field(
+        default=None, metadata={"help": "Responses that an engine makes at a time; vLLM's default for the device."}
+    )
+    gpu_memory_utilization: float | None = field(
+        default=None, metadata={"help": "Part of each GPU's memory that an engine fills; vLLM's default."}
+    )
     max_model_len: int | None = field(
         default=None, metadata={"help": "Longest prompt and response together, in tokens; the model's own by default."}
     )
@@ -116,7 +128,10 @@ class DecodeArguments:
             raise UserError(f"keep_columns: {min(taken)} is a field that the scripts make: rename the column")
         if self.temperature == 0 and len(self.seed) > 1:
             raise UserError("temperature 0 gives the same answers under every seed: give one seed, or a temperature")
-        for name in ("max_tokens", "limit", "tensor_parallel_size", "data_parallel_size", "max_model_len"):
+        if not 0 < (1 if self.gpu_memory_utilization is None else self.gpu_memory_utilization) <= 1:
+            raise UserError(f"gpu_memory_utilization: must be in (0, 1], got {self.gpu_memory_utilization}")
+        sizes = ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs")
+        for name in ("max_tokens", "limit", *sizes):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise UserError(f"{name}: must be at least 1 and below 2^31, got {value}")
@@ -172,6 +187,8 @@ def decode(args: DecodeArguments, prompts: dict[Prompt, dict[str, Any]], tokeniz
             args.tensor_parallel_size,
             args.attention_backend or os.environ.get("VLLM_ATTENTION_BACKEND"),
             args.trust_remote_code,
+            args.max_num_seqs,
+            args.gpu_memory_utilization,
         )
         refused |= too_long(formatted, context_length(engine))
         report_refused(refused, folder)
@@ -180,7 +197,10 @@ def decode(args: DecodeArguments, prompts: dict[Prompt, dict[str, Any]], tokeniz
         formatted = {prompt: value for prompt, value in formatted.items() if prompt not in refused}
         if requests := make_requests(args, formatted, done):
             texts = {prompt: text for prompt, (text, _) in formatted.items()}
-            run_engines(folder, engine, args.data_parallel_size, requests, texts)
+            lost = run_engines(folder, engine, args.data_parallel_size, requests, texts, args.ray_address)
+            refused = {prompt: skipped_row(prompt, LOST) for prompt in lost}
+            report_refused(refused, folder)
+            skipped |= refused
     write_skipped(folder, prompts, skipped)
     write_outputs(folder, {p: columns for p, columns in prompts.items() if p not in skipped}, args.seed)
 

@@ -1,43 +1,74 @@
-"""Engines that answer requests into a folder's journals: one here, or several side by side, each with its GPUs."""
+"""Engines that answer requests: one here, several side by side, or over a cluster. The journals are written here."""
 
-import multiprocessing
+import math
 import os
-import threading
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conversations import Prompt, to_json
 from decoded import FIELDS
-from simpo.console import UserError, command, progress
-from simpo.engine.vllm import Request, generate, start_engine
+from simpo.console import UserError, progress
+from simpo.engine.team import Here, Processes, Team, Worker, dispatch
+from simpo.engine.vllm import Answerer, Request
 from simpo.folder import Journal
 
 
 def run_engines(
-    folder: Path, engine: dict[str, Any], count: int, requests: list[Request], texts: dict[Prompt, str]
-) -> None:
-    """Run one engine here, or `count` engines in processes of their own.
+    folder: Path,
+    engine: dict[str, Any],
+    count: int,
+    requests: list[Request],
+    texts: dict[Prompt, str],
+    ray_address: str | None,
+) -> set[Prompt]:
+    """Answer the requests; append each response to its seed's journal as it finishes.
 
     Args:
         engine: see `simpo.engine.vllm.engine_settings`.
         requests: their keys are (seed, prompt).
         texts: the prompts as the model sees them.
+        ray_address: of a Ray cluster, over which the `count` engines are spread; None: they are on this machine.
+
+    Returns:
+        Prompts that engine after engine was lost over.
 
     Raises:
-        UserError: too few GPUs, or an engine's process stopped.
+        UserError: too few GPUs, no cluster, or no engine is left.
     """
-    if count == 1:
-        return run_engine(0, folder, engine, requests, texts)
-    environments = engine_environments(count, engine["tensor_parallel_size"])
-    spawn, processes = multiprocessing.get_context("spawn"), []
-    for rank in range(count):
-        os.environ.update(environments[rank])  # inherited, because it must be there before torch is imported
-        processes.append(spawn.Process(target=run_child, args=(rank, folder, engine, requests[rank::count], texts)))
-        processes[-1].start()
-    for process in processes:
-        process.join()
-    if failed := [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]:
-        raise UserError(f"engine {', '.join(failed)} of {count} stopped (see above); the same command continues")
+    groups: dict[Prompt, list[Request]] = defaultdict(list)
+    for request in requests:  # all seeds of a prompt to one engine, which computes the prompt once
+        groups[request.key[1]].append(request)
+    seeds = sorted({request.key[0] for request in requests})
+    journals = {seed: Journal(folder, f"output_{seed}.0.jsonl") for seed in seeds}
+    team = open_team(partial(Answerer, engine), engine["model"], count, engine["tensor_parallel_size"], ray_address)
+    tokens, lost = dict.fromkeys(range(count), 0), set()
+    with progress(len(requests), "decoding", "response") as bar:
+        for member, request, response in dispatch(team, groups.values(), math.ceil(len(requests) / count)):
+            seed, prompt = request.key
+            bar.update()
+            if response is None:
+                lost.add(prompt)
+                continue
+            answer = (response.text, response.finish_reason, response.num_tokens)
+            journals[seed].append(dict(zip(FIELDS, (to_json(prompt), texts[prompt], *answer), strict=True)))
+            tokens[member] += response.num_tokens
+            bar.set_postfix_str(rates(team, tokens, bar.format_dict["elapsed"]), refresh=False)
+    return lost
+
+
+def open_team(make: partial[Worker], model: str, count: int, gpus_each: int, ray_address: str | None) -> Team:
+    """Places for `count` workers with so many GPUs each: on this machine, or on those of a cluster."""
+    if ray_address is not None:
+        from simpo.engine.cluster import Cluster
+
+        return Cluster(ray_address, model, make, count, gpus_each)
+    return Here(make) if count == 1 else Processes(make, engine_environments(count, gpus_each))
+
+
+def rates(team: Team, tokens: dict[int, int], seconds: float) -> str:
+    return ", ".join(f"{team.name(member)}: {count / seconds:.0f} tokens/s" for member, count in tokens.items())
 
 
 def engine_environments(count: int, gpus_each: int) -> list[dict[str, str]]:
@@ -56,27 +87,3 @@ def engine_environments(count: int, gpus_each: int) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(gpus)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(names[r * gpus_each : (r + 1) * gpus_each])} for r in range(count)]
-
-
-def run_child(*job: Any) -> None:
-    """An engine's own process: ends with its parent, so that no orphan writes beside the next run."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    command(lambda: run_engine(*job))()
-
-
-def run_engine(
-    rank: int, folder: Path, engine: dict[str, Any], requests: list[Request], texts: dict[Prompt, str]
-) -> None:
-    """Answer the requests; append each response to its seed's journal as it finishes."""
-    seeds = sorted({request.key[0] for request in requests})
-    journals = {seed: Journal(folder, f"output_{seed}.{rank}.jsonl") for seed in seeds}
-    llm, tokens = start_engine(engine), 0
-    with progress(len(requests), f"engine {rank}", "response", position=rank) as bar:
-        for response in generate(llm, requests):
-            seed, prompt = response.key
-            answer = (response.text, response.finish_reason, response.num_tokens)
-            journals[seed].append(dict(zip(FIELDS, (to_json(prompt), texts[prompt], *answer), strict=True)))
-            tokens += response.num_tokens
-            bar.update()
-            bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)

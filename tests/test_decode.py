@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, make_pairs, run_script, write_jsonl
 from crashes import stops_of
+from forked import Started
 
 import decode
 import engines
@@ -71,28 +71,6 @@ def five_seeds(llama, prompt_file, tmp_path_factory) -> Path:
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.glob("output_*.json")}
-
-
-class Started:
-    """decode.py in a process of its own, forked from one that has imported vLLM already: that is what takes long."""
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["decode", "simpo.train.model", "vllm.v1.engine.llm_engine"])
-
-    def __init__(self, *argvs: list[str]):
-        self.process = self.context.Process(target=run_in_turn, args=(argvs,))
-        self.process.start()
-
-    def finish(self) -> None:
-        self.process.join(300)
-        assert self.process.exitcode == 0
-
-
-def run_in_turn(argvs: list[list[str]]) -> None:
-    torch.set_num_threads(1)
-    for argv in argvs:
-        sys.argv = argv
-        main()
 
 
 # ---- on the engine ------------------------------------------------------------------------------------------------
@@ -444,15 +422,24 @@ def test_second_run_in_the_same_folder(fails, tmp_path, llama, prompt_file):
 def recorded(monkeypatch):
     """Answers without an engine: a text of the request's own, every tenth of them cut."""
 
-    def generate(engine, requests):
-        for request in requests:
-            reason = "length" if request.sampling["seed"] % 10 == 0 else "stop"
-            yield Response(request.key, f"answer {request.sampling['seed']}", reason, len(request.token_ids))
-
-    monkeypatch.setattr(decode, "engine_settings", lambda *args: {})
+    monkeypatch.setattr(decode, "engine_settings", lambda *args: {"model": "none", "tensor_parallel_size": 1})
     monkeypatch.setattr(decode, "context_length", lambda settings: 200)
-    monkeypatch.setattr(engines, "start_engine", lambda settings: None)
-    monkeypatch.setattr(engines, "generate", generate)
+    monkeypatch.setattr(engines, "Answerer", Recorded)
+
+
+class Recorded:
+    def __init__(self, settings):
+        pass
+
+    def start(self) -> dict:
+        return {"capacity": 3}
+
+    def work(self, items) -> list:
+        return [(number, self.answer(request)) for number, request in items]
+
+    def answer(self, request) -> Response:
+        reason = "length" if request.sampling["seed"] % 10 == 0 else "stop"
+        return Response(request.key, f"answer {request.sampling['seed']}", reason, len(request.token_ids))
 
 
 def answer_prompts(monkeypatch, llama: str, folder: Path, prompts: list, *seeds: int, more: tuple = ()) -> dict:
@@ -479,7 +466,7 @@ def test_the_folder_follows_the_data(monkeypatch, recorded, llama, tmp_path, cap
     assert "output_2.json lacks 1 of the prompts: add --seed 2" in output.err
     assert "3 prompts x 1 seeds: 2 responses done before" in output.out
 
-    monkeypatch.setattr(engines, "generate", None)  # the earlier answers come back
+    monkeypatch.setattr(engines, "Answerer", None)  # the earlier answers come back
     assert answer_prompts(monkeypatch, llama, out, ["a", "b", "c"], 1, more=("--limit", "1")) == {
         "output_1.json": ["a"],
         "output_2.json": ["a"],
@@ -496,7 +483,7 @@ def test_conversations_are_answered(monkeypatch, recorded, llama, tmp_path):
     assert [row["prompt"] for row in rows] == ["Hi", turns]
     assert rows[1]["format_prompt"].count("<|eot_id|>") == 4 and "Be brief." in rows[1]["format_prompt"]
     assert rows[0]["generated_text"] == f"answer {noise_seed(1, 'Hi')}"
-    monkeypatch.setattr(engines, "generate", None)  # they are known again
+    monkeypatch.setattr(engines, "Answerer", None)  # they are known again
     answer_prompts(monkeypatch, llama, out, [turns, "Hi"], 1, 2)
 
 
@@ -581,14 +568,13 @@ def test_dry_run(monkeypatch, recorded, fails, llama, tmp_path, capsys):
 def test_kills_at_every_file_operation(monkeypatch, recorded, llama, tmp_path, again):
     """... of a first run, and of one after the data have changed: the same command then ends as if nothing had been."""
     out, asked = tmp_path / "out", []
-    recorded_generate = engines.generate
 
-    def generate(engine, requests):
-        for response in recorded_generate(engine, requests):
-            asked.append(response.key)
-            yield response
+    class Counted(Recorded):
+        def answer(self, request) -> Response:
+            asked.append(request.key)
+            return super().answer(request)
 
-    monkeypatch.setattr(engines, "generate", generate)
+    monkeypatch.setattr(engines, "Answerer", Counted)
     prompts = ["a", "b", TOO_LONG]
     if again:
         answer_prompts(monkeypatch, llama, out, ["b", "leak", "c"], 1, 2)
