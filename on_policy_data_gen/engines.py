@@ -64,7 +64,10 @@ def open_team(make: partial[Worker], model: str, count: int, gpus_each: int, ray
         from simpo.engine.cluster import Cluster
 
         return Cluster(ray_address, model, make, count, gpus_each)
-    return Here(make) if count == 1 else Processes(make, engine_environments(count, gpus_each))
+    import torch
+
+    on_gpus = torch.cuda.is_available()
+    return Here(make, on_gpus) if count == 1 else Processes(make, engine_environments(count, gpus_each), on_gpus)
 
 
 def rates(team: Team, tokens: dict[int, int], seconds: float) -> str:

@@ -21,17 +21,21 @@ import statistics
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from candidates import add_responses, check_scores, read_candidates
 from conversations import prompt_text
+from engines import open_team
 from pair_selection import PAIR_RULES, choose_pairs
 from processes import Processes, joined_processes
 from results import scored_row, write_results, write_split_files
+from scorer import Scorer, check_spread
 from scoring import apply_scores, known_scores, score_share, split_thoughts
 from simpo.config import H4ArgumentParser
 from simpo.console import UserError, command, is_main_process, say, warn
+from simpo.engine.team import Team
 from simpo.files import weights_digest, write_json
 from simpo.folder import check_settings, check_shared, lock_folder, recorded_settings
 from simpo.judge.endpoint import EndpointArguments
@@ -58,6 +62,12 @@ class AnnotateArguments(EndpointArguments):
     output_dir: str = field(default="datasets/gemma2_ultrafeedback/", metadata={"help": "Folder of the results."})
     torch_dtype: Literal["bfloat16", "float16", "float32"] = field(
         default="bfloat16", metadata={"help": "Precision of the reward model (ArmoRM's heads: always float32)."}
+    )
+    data_parallel_size: int = field(
+        default=1, metadata={"help": "Copies of the reward model, here or over the cluster, which share the batches."}
+    )
+    ray_address: str | None = field(
+        default=None, metadata={"help": "HOST:PORT of a Ray cluster, whose machines run the copies."}
     )
     batch_tokens: int | None = field(
         default=None,
@@ -123,7 +133,7 @@ class AnnotateArguments(EndpointArguments):
         self.test_fraction = 0.02 if self.test_fraction is None else self.test_fraction
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction: must be between 0 and 1, got {self.test_fraction}")
-        for name in ("batch_tokens", "max_length", "pairs_per_prompt"):
+        for name in ("batch_tokens", "max_length", "pairs_per_prompt", "data_parallel_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
@@ -155,6 +165,8 @@ def main() -> None:
         template_variables=recorded,
     )
     source = load_reward_model(args.reward_model, options)
+    if spread(args):
+        check_spread(source)
     # The folder is held after joining: a process whose launcher was killed meanwhile waits for the others for ever.
     lock = lock_folder(Path(args.output_dir)) if is_main_process() else nullcontext()
     with joined_processes() as processes, lock:
@@ -177,7 +189,8 @@ def annotate(
         check_settings(folder / SETTINGS, settings, bool(known_scores(folder)))
     processes.wait()
     everything = [row for split in rows.values() for row in split]
-    score_share(source, everything, folder, args.torch_dtype, args.retry_failed, processes)
+    make_team = partial(team_of, args, source.options) if spread(args) else None
+    score_share(source, everything, folder, args.torch_dtype, args.retry_failed, processes, make_team)
     processes.wait()
     if processes.rank == 0:
         apply_scores(source, everything, folder, counts)
@@ -209,6 +222,18 @@ def load_rows(args: AnnotateArguments) -> tuple[dict[str, list[dict[str, Any]]],
     check_scores(everything, args.reward_model)
     split_thoughts(everything, args.thinking, counts)
     return rows, counts
+
+
+def spread(args: AnnotateArguments) -> bool:
+    return args.ray_address is not None or args.data_parallel_size > 1
+
+
+def team_of(args: AnnotateArguments, options: Any) -> Team:
+    """Copies of the reward model, wherever they are to run."""
+    folder = Path(args.reward_model)
+    model = str(folder.resolve()) if folder.is_dir() else args.reward_model  # other processes have their own folder
+    make = partial(Scorer, model, options._replace(endpoint=None, folder=None), args.torch_dtype)
+    return open_team(make, model, args.data_parallel_size, 1, args.ray_address)
 
 
 def accept_revision(record: Path, revision: str | None) -> None:

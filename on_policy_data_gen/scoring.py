@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from candidates import is_number, name_of
 from processes import Processes
+from scorer import score_with
 from simpo.chat.thinking import TAGS, split_thinking
 from simpo.console import UserError, progress, warn
+from simpo.engine.team import Team
 from simpo.folder import Journal
 from truncation import warn_of_cut
 
@@ -66,11 +68,20 @@ def units_of(source: Any, row: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def score_share(
-    source: Any, rows: list[dict[str, Any]], folder: Path, torch_dtype: str, retry_failed: bool, processes: Processes
+    source: Any,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    torch_dtype: str,
+    retry_failed: bool,
+    processes: Processes,
+    make_team: Callable[[], Team] | None = None,
 ) -> None:
     """Score this process's share of the prompts; append every batch's values to its journal as one line.
 
     Where the first ones all fail for one reason, nothing else is tried: `apply_scores` says why.
+
+    Args:
+        make_team: of `Scorer`s, which score in place of this process.
     """
     import torch
 
@@ -81,17 +92,21 @@ def score_share(
     if all(unit_key(unit) in done for chunk in chunks for unit in chunk):
         return
     journal = Journal(folder, f"scores.{processes.rank}.jsonl")
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     torch.backends.cuda.enable_cudnn_sdp(False)  # sdpa's first choice on an H100 plans anew for every shape
-    source.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, torch_dtype))
 
     def is_done(unit: tuple[Any, ...]) -> bool:
         return unit_key(unit) in done
 
+    if make_team is None:
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        source.load(torch.device(gpu if torch.cuda.is_available() else "cpu"), getattr(torch, torch_dtype))
+        scored = (source.score_batches(chunk, is_done) for chunk in chunks)
+    else:
+        scored = iter([score_with(make_team(), source, chunks, is_done)])
     total = sum(len(set(chunk)) for chunk in chunks)
     with progress(total, "scoring", "response", disable=processes.rank > 0) as bar:
-        for chunk in chunks:
-            with closing(source.score_batches(chunk, is_done)) as batches:
+        for batches in scored:
+            with closing(batches):
                 for number, batch in enumerate(batches):
                     records = {unit_key(unit): to_record(outcome) for unit, outcome in batch}
                     journal.append(records)

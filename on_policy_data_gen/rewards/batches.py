@@ -1,7 +1,7 @@
 """Units of many prompts in batches of similar length, which is where the speed comes from."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,39 +33,35 @@ def make_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def score_batches(
+def plan(
     encode: Callable[[Unit], Encoded],
-    values: Callable[[Sequence[dict[str, list[int]]]], list[float]],
     units: Sequence[Unit],
     batch_tokens: int,
     is_done: Callable[[Unit], bool],
-) -> Iterator[list[tuple[Unit, Outcome]]]:
-    """Yield the outcomes of one batch after the other; first of all, of the units that cannot be encoded.
+) -> tuple[list[tuple[Unit, Outcome]], list[list[tuple[Unit, Encoded]]]]:
+    """The outcomes of the units that cannot be encoded, and the others in batches.
 
     The batches are those of all the units, less the ones that are done: a continued run computes every value in the
     same batch as an uninterrupted one, and so to the same last bit.
 
     Args:
         encode: raises CannotScore for a unit that the model does not take.
-        values: runs the model on one batch.
     """
     units = list(dict.fromkeys(units))
     if all(map(is_done, units)):
-        return
+        return [], []
     encoded: dict[Unit, Encoded] = {}
     refused = []
     for unit in units:
         try:
             encoded[unit] = encode(unit)
         except CannotScore as error:
-            refused.append((unit, Outcome(None, str(error))))
-    if refused := [(unit, outcome) for unit, outcome in refused if not is_done(unit)]:
-        yield refused
+            if not is_done(unit):
+                refused.append((unit, Outcome(None, str(error))))
     units = list(encoded)
-    for batch in make_batches([encoded[unit].length for unit in units], batch_tokens):
-        if rest := [units[i] for i in batch if not is_done(units[i])]:
-            found = run(values, [encoded[unit].inputs for unit in rest])
-            yield [(unit, outcome_of(value, encoded[unit])) for unit, value in zip(rest, found, strict=True)]
+    batches = make_batches([encoded[unit].length for unit in units], batch_tokens)
+    left = [[(units[i], encoded[units[i]]) for i in batch if not is_done(units[i])] for batch in batches]
+    return refused, [batch for batch in left if batch]
 
 
 def run(values: Callable[[Sequence[Any]], list[float]], inputs: Sequence[Any]) -> list[float | None]:

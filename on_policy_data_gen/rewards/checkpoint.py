@@ -14,7 +14,7 @@ from transformers import (
 
 from conversations import to_messages
 from rewards.base import CannotScore, Options, Outcome, RewardSource, Unit
-from rewards.batches import Encoded, score_batches
+from rewards.batches import Encoded, outcome_of, plan, run
 from simpo.chat.ids import ContentGuard, chat_ids
 from simpo.chat.variables import fix_variables
 from simpo.console import UserError
@@ -178,7 +178,18 @@ class Checkpoint(RewardSource):
     def score_batches(
         self, units: Sequence[Unit], is_done: Callable[[Unit], bool] = lambda unit: False
     ) -> Iterator[list[tuple[Unit, Outcome]]]:
+        refused, batches = self.plan(units, is_done, self.model.device.type)
+        if refused:
+            yield refused
+        for batch in batches:
+            found = run(self.values, [encoded.inputs for _, encoded in batch])
+            yield [(unit, outcome_of(value, encoded)) for (unit, encoded), value in zip(batch, found, strict=True)]
+
+    def plan(
+        self, units: Sequence[Unit], is_done: Callable[[Unit], bool], device: str
+    ) -> tuple[list[tuple[Unit, Outcome]], list[list[tuple[Unit, Encoded]]]]:
+        """What `score_batches` computes on such a device: see `rewards.batches.plan`."""
         budget = self.options.batch_tokens
         if budget is None:  # a CPU gains nothing from more, and loses its cache
-            budget = 2048 if self.model.device.type == "cpu" else 16384
-        yield from score_batches(self.encode, self.values, units, budget, is_done)
+            budget = 2048 if device == "cpu" else 16384
+        return plan(self.encode, units, budget, is_done)

@@ -21,7 +21,7 @@ from simpo.files import weights_digest
 from simpo.model_files import check_whole_model
 
 REACHABLE = 10  # seconds in which an address answers
-HEALTHY = 60  # ... and Ray's head says that it is one
+HEALTHY = 30  # ... and Ray's head says that it is one
 STARTED = 120  # seconds in which machines start a process that looks at them
 PATIENCE = 60  # seconds without any worker, after which that is said
 ITS_OWN = {"VLLM_HOST_IP", "VLLM_PORT"}  # variables that belong to one machine
@@ -42,24 +42,32 @@ class Cluster:
 
     def __init__(self, address: str, model: str, make: Callable[[], Worker], count: int, gpus: int):
         connect(address)
-        import ray
-
         self.make, self.count, self.names = make, count, {}
         self.calls: dict[Any, int] = {}
         self.actors: dict[int, Any] = {}
         self.starting: set[int] = set()
         self.told = False
         self.facts = facts(make, model)
+        try:
+            self.find_room(count, gpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def find_room(self, count: int, gpus: int) -> None:
+        """See what machines there are, and compare each with this one, before anything is loaded."""
+        import ray
+
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        on_gpus = any(node["Resources"].get("GPU") for node in nodes)
-        kind, amount = ("GPU", gpus) if on_gpus else ("CPU", 1)
+        self.on_gpus = any(node["Resources"].get("GPU") for node in nodes)
+        kind, amount = ("GPU", gpus) if self.on_gpus else ("CPU", 1)
         check_room(nodes, kind, amount, count)
         cores = sum(node["Resources"].get("CPU", 0) for node in nodes)
         passed = {key: v for key, v in os.environ.items() if key.startswith("VLLM_") and key not in ITS_OWN}
         passed["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, int(cores) // count)))
         self.options = {
             "num_cpus": 1,
-            "num_gpus": gpus if on_gpus else 0,
+            "num_gpus": gpus if self.on_gpus else 0,
             "scheduling_strategy": "SPREAD",
             "max_restarts": 0,
             "runtime_env": {"env_vars": passed},
@@ -67,7 +75,7 @@ class Cluster:
         self.check_machines([node for node in nodes if node["Resources"].get(kind, 0) >= amount])
 
     def check_machines(self, nodes: list[dict[str, Any]]) -> None:
-        """Compare every machine that is there with this one, before anything is loaded."""
+        """Compare each with this one."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 

@@ -50,6 +50,7 @@ class Team(Protocol):
     """Places for workers, numbered from 0."""
 
     count: int
+    on_gpus: bool
 
     def open(self, member: int) -> None:
         """Start the worker, again if it was lost. Its answer comes when it is ready."""
@@ -70,8 +71,8 @@ class Here:
 
     count = 1
 
-    def __init__(self, make: Callable[[], Worker]):
-        self.make = make
+    def __init__(self, make: Callable[[], Worker], on_gpus: bool = False):
+        self.make, self.on_gpus = make, on_gpus
 
     def open(self, member: int) -> None:
         self.worker = self.make()
@@ -107,8 +108,9 @@ class Processes:
 
     context = multiprocessing.get_context("spawn")
 
-    def __init__(self, make: Callable[[], Worker], environments: Sequence[dict[str, str]]):
-        self.make, self.environments, self.count = make, environments, len(environments)
+    def __init__(self, make: Callable[[], Worker], environments: Sequence[dict[str, str]], on_gpus: bool = False):
+        self.make, self.environments, self.on_gpus = make, environments, on_gpus
+        self.count = len(environments)
         self.pipes: dict[int, Connection] = {}
         self.processes: dict[int, multiprocessing.Process] = {}
 
