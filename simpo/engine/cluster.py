@@ -89,6 +89,9 @@ class Cluster:
         for name, ref in looks.items():
             try:
                 answer = ray.get(ref, timeout=STARTED)
+            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                warn(f"machine {name} is lost")  # it died a moment ago: until it was missed it counted as alive
+                continue
             except ray.exceptions.RayError as error:
                 answer = UserError(last_line(str(error)))
             if isinstance(answer, Exception):
