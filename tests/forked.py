@@ -1,5 +1,6 @@
 """decode.py in a process of its own, forked from one that has imported vLLM already: that is what takes long."""
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -40,3 +41,4 @@ def run_in_turn(argvs: list[list[str]], environment: dict[str, str], errors: Pat
     for argv in argvs:
         sys.argv = argv
         main()
+    atexit._run_exitfuncs()  # as at a program's end, where vLLM ends its processes; a fork waits for them

@@ -102,7 +102,12 @@ def test_defaults_are_those_of_offline_use(llama, monkeypatch):
     from vllm.v1.engine.llm_engine import LLMEngine
 
     configs = []
-    monkeypatch.setattr(LLMEngine, "__init__", lambda self, vllm_config, **_: configs.append(vllm_config))
+
+    def init(self, vllm_config, **_):
+        configs.append(vllm_config)
+        self.engine_core = None
+
+    monkeypatch.setattr(LLMEngine, "__init__", init)
     monkeypatch.setattr(EngineArgs, "get_batch_defaults", lambda *_: ({}, {UsageContext.LLM_CLASS: 1000}))
     start_engine(engine_settings(llama, "float32", 512, 1, None, False))
     start_engine(engine_settings(llama, "float32", 512, 1, None, False, 7, 0.5))
