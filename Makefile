@@ -1,4 +1,5 @@
 # make quickstart   trains a small model on this machine's CPU, end to end
+# make example      a real chat model learns to keep to instructions, on the CPU (downloads 93 MB)
 # make test         runs the tests              make test-fast  those that need neither an engine nor several processes
 # make lock         writes requirements/*.txt again from setup.py's bounds (needs uv)
 # The others make the environment in .venv, or bring it up to date (Linux, Python 3.11 to 3.13; about 4 GB).
@@ -7,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHON UPGRADE
 
-.PHONY: env lock quickstart test test-fast style quality bench clean
+.PHONY: env lock quickstart example test test-fast style quality bench clean
 
 env:
 	@bash requirements/install.sh
@@ -17,6 +18,9 @@ lock:
 
 quickstart: env
 	bash examples/quickstart/run.sh
+
+example: env
+	bash examples/instructions/run.sh
 
 test: env
 	$(BIN)/ruff check .

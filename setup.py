@@ -52,6 +52,14 @@ setup(
         "cluster": ["ray>=2.60,<2.61"],
         "quantization": ["bitsandbytes>=0.48,<1"],
         "wandb": ["wandb>=0.22,<1"],
-        "dev": ["grimp>=3.20,<4", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "ray>=2.60,<2.61", "ruff>=0.17,<0.18"],
+        # gguf: examples/instructions
+        "dev": [
+            "gguf>=0.19,<0.20",
+            "grimp>=3.20,<4",
+            "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
+            "ray>=2.60,<2.61",
+            "ruff>=0.17,<0.18",
+        ],
     },
 )
