@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from questions import KINDS, words
-from scorer import is_correct, relevance, repetition
 
+from scorer import is_correct, relevance, repetition
 from simpo.console import UserError, command, say
 from simpo.files import write_json
 
