@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(ROOT / "examples" / "instructions"))
 import convert
 import table
+from answer_checks import is_answer, is_correct, relevance, repetition, reward
 from questions import FAMILIES, HELD_OUT, KINDS, draw, keeps
 
 import merge
-from scorer import is_answer, is_correct, relevance, repetition, reward
 from simpo.chat.format import format_pair
 from simpo.console import UserError
 from simpo.data.tokenize import PairTokenizer, PreferenceCollator

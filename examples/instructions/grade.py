@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from answer_checks import is_correct, relevance, repetition
 from questions import KINDS, words
 
-from scorer import is_correct, relevance, repetition
 from simpo.console import UserError, command, say
 from simpo.files import write_json
 

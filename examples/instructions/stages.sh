@@ -52,7 +52,7 @@ sample() { # five answers to each question. top_p 1: cutting a real vocabulary c
 
 score() { # right with wrong, twice a question where there are as many
     run python on_policy_data_gen/reward_model_annotate.py --generation_file "$pairs/all_outputs.json" \
-        --reward_model "$here/scorer.py:reward" --output_dir "$out/annotated" --pairs_per_prompt 2 --min_margin 0.5
+        --reward_model "$here/answer_checks.py:reward" --output_dir "$out/annotated" --pairs_per_prompt 2 --min_margin 0.5
     made=("$out/annotated")
 }
 
