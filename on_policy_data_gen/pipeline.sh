@@ -27,6 +27,12 @@ generate() { # generate MODEL DATA FOLDER SPLIT [OPTION...]: the responses, join
     run python "$here/post_process.py" --generation_file_dir "$3" $POST_PROCESS_ARGS
 }
 
+annotate() { # annotate GENERATION_FILE FOLDER [OPTION...]: scores and pairs
+    # shellcheck disable=SC2086
+    run $ANNOTATE "$here/reward_model_annotate.py" --generation_file "$1" --reward_model "$REWARD_MODEL" \
+        --output_dir "$2" $ANNOTATE_ARGS "${@:3}"
+}
+
 make_pairs() { # make_pairs MODEL DATA OUT [OPTION...]: all steps; the options are decode's, for the train prompts
     local model=$1 data=$2 out=$3 test_args=()
     if [ -e "$data" ] && [ ! -d "$data" ]; then

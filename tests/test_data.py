@@ -315,7 +315,7 @@ def test_a_run_reports_what_it_left_out(folder, config, tmp_path, capsys, monkey
     run_simpo.main()
     printed = capsys.readouterr()
     assert "train data: 1 of 6 rows left out" in printed.err and "row 5: the prompt is empty" in printed.err
-    answer = "'<|start_header_id|>assistant<|end_header_id|>\\n\\nGood.<|eot_id|>'"
-    assert f"?<|eot_id|>'\n    chosen    {answer}\n" in printed.out
+    answer = '"<|start_header_id|>assistant<|end_header_id|>\\n\\nGood.<|eot_id|>"'
+    assert f'?<|eot_id|>"\n    chosen    {answer}\n' in printed.out
     report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"]
     assert (report["rows"], report["dropped_malformed"]) == (5, 1)

@@ -22,6 +22,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main(path: str, function: str, descriptor: str) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # ends with annotate, whatever the program does
+    sys.stdout.reconfigure(line_buffering=True)  # what was printed before the process is ended is not lost
     with os.fdopen(int(descriptor), "w") as answers:
         try:
             score = load(path, function)

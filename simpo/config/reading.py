@@ -65,8 +65,10 @@ def read_yaml(path: str) -> dict[str, Any]:
 def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
     """Split `--key=value`, `--key value`, `--key v1 v2` and a bare `--flag` into strings, lists and True.
 
+    Of a key that stands twice the last one counts, as with other programs: scripts put their users' options last.
+
     Raises:
-        UserError: a word that belongs to no key, or a key that stands twice, as in a YAML file.
+        UserError: a word that belongs to no key.
     """
     overrides: dict[str, Any] = {}
     position = 0
@@ -82,8 +84,5 @@ def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
                 words.append(argv[position])
                 position += 1
             value = words if len(words) > 1 else words[0] if words else True
-        key = key.replace("-", "_")
-        if key in overrides:
-            raise UserError(f"command line: {brief('--' + key)} stands twice: keep one")
-        overrides[key] = value
+        overrides[key.replace("-", "_")] = value
     return overrides
