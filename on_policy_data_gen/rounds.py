@@ -162,7 +162,7 @@ def read_words(name: str, words: str) -> dict[str, Any]:
     """The keys and values of a variable of the environment, which may begin with a YAML file.
 
     Raises:
-        UserError: it holds something else, or a key twice.
+        UserError: it holds something else.
     """
     argv = words.split()
     try:
@@ -172,12 +172,21 @@ def read_words(name: str, words: str) -> dict[str, Any]:
         raise UserError(f"{name}: {error}") from error
 
 
+OWN = {  # options that the rounds give to each script
+    "DECODE_ARGS": {"model", "data_dir", "split", "seed", "output_dir"},
+    "POST_PROCESS_ARGS": {"generation_file_dir", "output_dir"},
+    "ANNOTATE_ARGS": {"generation_file", "test_generation_file", "reward_model", "output_dir"},
+}
+
+
 def read_options(name: str, kind: type, words: str, **given: Any) -> Any:
     """The options that a variable of the environment holds, as its script reads them.
 
     Raises:
         UserError: the script would refuse them.
     """
+    if taken := sorted(OWN[name] & read_words(name, words).keys()):
+        raise UserError(f"{name}: {', '.join(taken)}: leave it out, the rounds set it")
     argv = [*words.split(), *(f"--{key}={value}" for key, value in given.items())]
     try:
         return H4ArgumentParser(kind).parse(argv)
