@@ -27,6 +27,19 @@ def test_an_item_that_kills_three_workers_is_left_out_and_no_other(capsys):
     assert capsys.readouterr().err.count("is lost (its process ended with status -9)") == 3
 
 
+class TakesLong(Doubler):
+    def work(self, items) -> list:
+        self.held += items
+        return [] if items else super().work(items)
+
+
+@pytest.mark.parametrize("team", [Here(TakesLong), Processes(TakesLong, [{}] * 2)])
+def test_a_worker_that_has_nothing_finished_yet_is_not_lost(team, capsys):
+    results = list(dispatch(team, groups(20, 80)))
+    assert sorted((result.item, result.value) for result in results) == [(n, 2 * n) for n in range(20, 80)]
+    assert not capsys.readouterr().err
+
+
 class OneAnswer(Doubler):
     def work(self, items) -> list:
         raise Lost("it has had enough") if not items else UserError("it refuses 7")

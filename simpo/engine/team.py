@@ -141,7 +141,8 @@ class Processes:
         if answer is None or isinstance(answer, Exception):
             self.pipes.pop(member).close()
             self.processes[member].join()
-        return answer or Lost(f"its process ended with status {self.processes[member].exitcode}")
+        # (an empty answer is one: nothing is finished yet)
+        return Lost(f"its process ended with status {self.processes[member].exitcode}") if answer is None else answer
 
     def name(self, member: int) -> str:
         return f"engine {member}"
