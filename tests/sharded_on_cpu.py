@@ -12,6 +12,7 @@ import torch
 import transformers.trainer
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
+from gradients import FirstGradients
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -44,7 +45,7 @@ class Held(TrainerCallback):
 def main() -> None:
     AcceleratorState.__init__ = start_sharded
     PartialState.destroy_process_group = lambda self, group=None: None  # the next run goes on with it
-    transformers.trainer.DEFAULT_CALLBACKS.append(Held)
+    transformers.trainer.DEFAULT_CALLBACKS += [Held, FirstGradients]
     words = sys.argv[1:]
     for script, config in zip(words[::2], words[1::2], strict=True):
         sys.argv = [script, config]

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_jsonl
@@ -90,6 +91,24 @@ def test_machines_that_differ(two, monkeypatch, name):
 def test_a_model_that_a_machine_lacks(two, tmp_path):
     with pytest.raises(UserError, match=r"^machine .*: model: there is no folder"):
         team(two, str(tmp_path / "nowhere"))
+
+
+def test_a_machine_that_joins_late_without_the_model(machines, tmp_path, capsys):
+    while machines.others:
+        machines.kill()
+    llama = Path(tiny_llama(tmp_path / "llama"))
+    done = []
+    for result in dispatch(team(machines, str(llama)), [[n] for n in range(100, 400)], 8):
+        done.append(result.value)
+        if len(done) == 4:
+            llama.rename(tmp_path / "elsewhere")
+            machines.join(wait=False)
+        if len(done) > 290:  # it must have been looked at before the work is over
+            time.sleep(0.5)
+    assert sorted(done) == [2 * n for n in range(100, 400)]
+    said = capsys.readouterr().err
+    assert "room for 1 of 2 engines" in said
+    assert f"model: there is no folder {llama}" in said and "the others go on without it" in said
 
 
 def test_no_cluster(fails, two, tmp_path):

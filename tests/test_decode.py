@@ -26,6 +26,7 @@ from decoded import finished_responses
 from engines import engine_environments
 from prompts import load_prompts
 from simpo.console import UserError
+from simpo.engine.team import Lost
 from simpo.engine.vllm import Response, engine_settings, noise_seed, start_engine
 from simpo.files import read_rows
 from simpo.folder import Journal, lock_folder
@@ -442,6 +443,13 @@ class Recorded:
         return Response(request.key, f"answer {request.sampling['seed']}", reason, len(request.token_ids))
 
 
+class Fragile(Recorded):
+    def work(self, items) -> list:
+        if any(request.key[1] == "no" for _, request in items):
+            raise Lost("its process ended")
+        return super().work(items)
+
+
 def answer_prompts(monkeypatch, llama: str, folder: Path, prompts: list, *seeds: int, more: tuple = ()) -> dict:
     """Run decode.py on these prompts (all runs read one file); returns the prompts of each output file."""
     path = write_jsonl(folder.parent / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
@@ -519,6 +527,21 @@ def test_prompts_that_the_template_refuses(monkeypatch, recorded, fails, llama, 
     with pytest.raises(TypeError):
         answer_prompts(monkeypatch, llama, out, ["a", "no"], 1, more=(*more, "--retry_failed"))
     answer_prompts(monkeypatch, llama, out, ["a"], 1, more=more)
+    assert not (out / "skipped_prompts.json").exists()
+
+
+def test_a_prompt_that_engines_are_lost_over(monkeypatch, recorded, llama, tmp_path, capsys):
+    """... is listed and left out; only --retry_failed tries it again."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "Answerer", Fragile)
+        assert answer_prompts(patch, llama, out, ["a", "no", "b"], 1) == {"output_1.json": ["a", "b"]}
+    (row,) = json.loads((out / "skipped_prompts.json").read_text())
+    assert row["prompt"] == "no" and row["reason"] == decode.LOST
+    assert f"1 prompts skipped: {decode.LOST}" in capsys.readouterr().err
+    assert answer_prompts(monkeypatch, llama, out, ["a", "no", "b"], 1) == {"output_1.json": ["a", "b"]}
+    found = answer_prompts(monkeypatch, llama, out, ["a", "no", "b"], 1, more=("--retry_failed",))
+    assert found == {"output_1.json": ["a", "b", "no"]}
     assert not (out / "skipped_prompts.json").exists()
 
 
