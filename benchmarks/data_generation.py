@@ -16,8 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simpo.engine.vllm import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = [13, 21, 42, 79, 100]
@@ -96,20 +100,35 @@ def one_engine_or_five(folder: Path, repeats: int) -> list[list[float]]:
 
 def engine_overhead(folder: Path, repeats: int) -> list[list[float]]:
     """The same requests through vLLM's own loop and through decode's, on one warm engine."""
-    from simpo.engine.vllm import Request, engine_settings, generate
+    from simpo.engine.vllm import engine_settings
     from tiny_models import tiny_llama
 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     settings = engine_settings(tiny_llama(folder / "larger", **sizes), "float32", 512, 1, None, False)
+    return both_loops(folder, settings, make_requests(200, max_tokens=96), repeats)
+
+
+def make_requests(count: int, **sampling: Any) -> list["Request"]:
+    from simpo.engine.vllm import Request
+
+    chance, sampling = random.Random(0), {"temperature": 0.8, "top_p": 0.95} | sampling
+    prompts = [[0, *chance.choices(range(4, 300), k=chance.randint(20, 60))] for _ in range(count)]
+    return [Request(str(i), ids, sampling | {"seed": i}) for i, ids in enumerate(prompts)]
+
+
+def both_loops(
+    folder: Path, settings: dict[str, Any], requests: Sequence["Request"], repeats: int
+) -> list[list[float]]:
+    """Seconds of vLLM's own loop, and of decode's."""
     from vllm import LLM, SamplingParams
     from vllm.inputs.engine import tokens_input
 
+    from simpo.engine.guard import end_with_this_process
+    from simpo.engine.vllm import generate
     from simpo.folder import Journal
 
-    llm, chance = LLM(**settings), random.Random(0)
-    prompts = [[0, *chance.choices(range(4, 300), k=chance.randint(20, 60))] for _ in range(200)]
-    sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 96}
-    requests = [Request(str(i), ids, sampling | {"seed": i}) for i, ids in enumerate(prompts)]
+    end_with_this_process()
+    llm = LLM(**settings)
 
     def vllm_loop(repeat: int) -> None:
         params = [SamplingParams(**r.sampling) for r in requests]
@@ -129,10 +148,6 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
 
     Their texts are cut to a quarter, because the tiny tokenizer has about one token per character.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from rewards import load_reward_model
     from tiny_reward_models import tiny_classifier
 
     rows = [row for path in sorted(responses.glob("output_*.json")) for row in json.loads(path.read_text())]
@@ -142,16 +157,30 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
     with tempfile.TemporaryDirectory() as folder:
         name = tiny_classifier(Path(folder), "llama", **({} if size == "tiny" else sizes | {"head_dim": 64}))
-        model = load_reward_model(name)
-        model.load(torch.device("cpu"), torch.float32)
-        original = AutoModelForSequenceClassification.from_pretrained(name).eval()
+        lengths, weights, *times = score_both_ways(name, units, repeats)
+    median = statistics.median(lengths)
+    return f"{len(units)} responses of {median:.0f} tokens (median), {weights:.2g} M weights, float32", *times
+
+
+def score_both_ways(
+    name: str, units: Sequence[tuple[str, str]], repeats: int, device: str = "cpu", dtype: str = "float32"
+) -> tuple[list[int], float, list[float], list[float]]:
+    """The units' lengths in tokens, the model's weights in millions, and seconds one at a time and in batches."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rewards import load_reward_model
+
+    model = load_reward_model(name)
+    model.load(torch.device(device), getattr(torch, dtype))
+    original = AutoModelForSequenceClassification.from_pretrained(name, dtype=getattr(torch, dtype)).to(device).eval()
 
     def single(repeat: int) -> None:
         for prompt, text in units:
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
             ids = model.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
             with torch.no_grad():
-                original(ids).logits.float().item()
+                original(ids.to(device)).logits.float().item()
 
     def batched(repeat: int) -> None:
         for _ in model.score_batches(units):
@@ -159,9 +188,7 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
 
     batched(0)  # warm
     weights = sum(p.numel() for p in model.model.parameters()) / 1e6
-    length = statistics.median(model.encode(unit).length for unit in units)
-    title = f"{len(units)} responses of {length:.0f} tokens (median), {weights:.2g} M weights, float32"
-    return title, *in_turn(repeats, single, batched)
+    return [model.encode(unit).length for unit in units], weights, *in_turn(repeats, single, batched)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,45 @@
 """Whether the fast log-probabilities are the plain ones on a GPU: 30 batches of pairs answered greedily, in bf16.
 
-    python benchmarks/gpu_parity.py [--device cpu --hidden 64 --layers 2 --vocabulary 512]
+    python benchmarks/gpu_parity.py [--attention flash_attention_2] [--device cpu --hidden 64 --layers 2]
 
 A random model continues each prompt greedily (chosen) and its prompt's reverse (rejected). The plain path in float32
-says what is right; how far the plain path in bf16 is from that is bf16's own noise. The fast path in bf16 may be as far
-from it, and half as much again.
+with sdpa says what is right; how far that path in bf16 is from it is bf16's own noise. The fast path in bf16, with the
+attention that is asked for, may be as far from it, and half as much again.
 """
 
 import argparse
+import json
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from simpo.logps.fused import FastPath, fast_logps
 from simpo.logps.plain import plain_logps
+from train_step import add_size, size
 
 CHECKS, ROOM = 30, 1.5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--attention", default="sdpa")
+    add_size(parser, hidden=1024, layers=4, device="cuda")
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4,
-        num_hidden_layers=args.layers, num_attention_heads=max(1, args.hidden // 64),
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).to(args.device).eval()
+    with torch.device(args.device):
+        model = LlamaForCausalLM._from_config(LlamaConfig(**size(args)), attn_implementation="sdpa").eval()
     noise, fast = [], []
     for check in range(CHECKS):
+        model.set_attn_implementation("sdpa")
         batch = greedy_pairs(model, prompt=8 + 3 * check, response=16 + 5 * check)
-        right, rounded, other = logps(model, batch)
+        right, rounded, other = logps(model, batch, args.attention)
         noise.append((rounded - right).abs().max().item())
         fast.append((other - right).abs().max().item())
     worst, allowed = max(fast), ROOM * max(noise)
-    print(f"{CHECKS} checks on {args.device}: fast path at most {worst:.2e} from float32, plain path {max(noise):.2e}")
+    text = f"{CHECKS} checks on {args.device}: fast path at most {worst:.2e} from float32, plain path {max(noise):.2e}"
     if not worst <= allowed:
-        raise SystemExit(f"the fast path is further from the plain one than bf16 explains ({allowed:.2e})")
+        raise SystemExit(f"{text}: more than bf16 explains ({allowed:.2e})")
+    print("RESULT " + json.dumps({"text": text}))
 
 
 @torch.no_grad()
@@ -61,11 +60,12 @@ def greedy_pairs(model: LlamaForCausalLM, prompt: int, response: int) -> dict[st
 
 
 @torch.no_grad()
-def logps(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Log-probabilities per token, (4,) float32 each: plain in float32, plain in bf16, fast in bf16."""
+def logps(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], attention: str) -> list[torch.Tensor]:
+    """Log-probabilities per token, (4,) float32 each: plain in float32, plain in bf16, fast in bf16 by `attention`."""
     found = [plain_logps(model, **batch).means]
     with torch.autocast(model.device.type, dtype=torch.bfloat16):
         found.append(plain_logps(model, **batch).means)
+        model.set_attn_implementation(attention)
         found.append(fast_logps(model, model, FastPath(True, True, True), **batch).means)
     return found
 

@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --out benchmarks/train_step.md [--rounds 1] [--steps 4] [--cases short dpo]
 
-Every side of a case trains the same model on the same pairs in a process of its own; the sides take turns. Prints a
-Markdown report with the prediction written before the run. --device cuda and the size options serve GPU machines
-(gpu.sh).
+Every side of a case trains the same model on the same tokens in a process of its own; the sides take turns. Prints a
+Markdown report with the prediction written before the run; a side that fails is a row of it. --device cuda and the size
+options serve GPU machines (gpu.py).
 """
 
 import argparse
@@ -12,11 +12,13 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ class Case(NamedTuple):
     response: int
     spread: tuple[float, float] = (0.5, 1.5)
     objective: str = "simpo"
+    """wpo: TRL does not cut its weights at 1, which those of these random models do not reach."""
     lora: bool = False
     batches: int = 1
     """Of --pairs pairs each, accumulated to a step."""
@@ -48,7 +51,8 @@ CASES = {
     "long": Case(("ours", "recomputed", "trl"), 800, 400),
 }
 SIDES = ("ours", "recomputed", "tokens", "plain", "trl")
-TOKENS = 2048  # in a micro-batch of the side tokens
+Results = dict[tuple[str, str], dict[str, list[dict[str, Any]]]]
+"""What `train` returned in each round, by case and dtype, and side; {"failed": why} where it did not."""
 PREDICTIONS = """\
 Per token, the head (66 M weights) costs 2.6 times the eight layers (25 M). What was known: the last run (SimPO 1.9 and
 1.4 times faster than TRL on short pairs, 3.9 and 4.5 on long ones, memory 0.22 and 0.15, when the head was always
@@ -70,6 +74,18 @@ logits_memory 0; LoRA on short pairs 1.3 times faster than with the head compute
 
 
 def main() -> None:
+    args = arguments()
+    if args.run:
+        print("RESULT " + json.dumps(train(args, *args.run)))
+        return
+    print(PREDICTIONS, flush=True)
+    text = report(args, measure(args))
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=1)
@@ -77,58 +93,82 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2, help="per batch")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="in place of the cases' own")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="bfloat16: mixed precision")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="bfloat16: mixed precision; frozen weights")
+    parser.add_argument("--limit", type=float, help="seconds that a side has")
+    parser.add_argument("--tokens", type=int, default=2048, help="in a micro-batch of the side tokens")
+    parser.add_argument("--attention", default="sdpa")
+    add_size(parser, hidden=512, layers=8)
     parser.add_argument("--run", nargs=4, metavar=("SIDE", "CASE", "DTYPE", "MODEL"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.run:
-        print("RESULT " + json.dumps(train(args, *args.run)))
-        return
-    print(PREDICTIONS, flush=True)
-    results: dict[tuple[str, str], dict[str, list[dict]]] = {}
+    return parser.parse_args(words)
+
+
+def add_size(parser: argparse.ArgumentParser, hidden: int, layers: int, device: str = "cpu") -> None:
+    parser.add_argument("--device", default=device, choices=["cpu", "cuda"])
+    parser.add_argument("--hidden", type=int, default=hidden)
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--vocabulary", type=int, default=128_256)
+
+
+def size(args: argparse.Namespace) -> dict[str, Any]:
+    """Of a Llama-like model, as its config has it."""
+    return {
+        "vocab_size": args.vocabulary,
+        "hidden_size": args.hidden,
+        "intermediate_size": args.hidden * 11 // 4,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.hidden // 64,
+        "num_key_value_heads": args.hidden // 64,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.02,
+    }
+
+
+def measure(args: argparse.Namespace) -> Results:
+    results: Results = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(args, Path(folder))
+        make_model(args, folder)
         for round_ in range(args.rounds):
             for dtype in args.dtypes:
                 for case in args.cases:
                     for side in args.sides or CASES[case].sides:
-                        found = in_own_process(args, side, case, dtype, model)
+                        found = found_by([__file__, *options(args), "--run", side, case, dtype, folder], args.limit)
                         results.setdefault((case, dtype), {}).setdefault(side, []).append(found)
                         print(f"round {round_ + 1}: {dtype} {case} {side}: {json.dumps(found)}", flush=True)
-    text = report(args, results)
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+    return results
 
 
-def in_own_process(args: argparse.Namespace, *run: str) -> dict[str, Any]:
-    sizes = [f"--{name}={getattr(args, name)}" for name in ("steps", "pairs", "device", "hidden", "layers")]
-    command = [sys.executable, __file__, *sizes, f"--vocabulary={args.vocabulary}", "--run", *run]
-    done = subprocess.run(command, capture_output=True, text=True)
+def options(args: argparse.Namespace) -> list[str]:
+    names = ("steps", "pairs", "tokens", "attention", "device", "hidden", "layers", "vocabulary")
+    return [f"--{name}={getattr(args, name)}" for name in names]
+
+
+def found_by(program: list[str], limit: float | None = None) -> Any:
+    """What a program's process prints after RESULT, as JSON; {"failed": why} where it does not, or takes too long."""
+    try:
+        done = subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {limit:.0f} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(lines[-1].removeprefix("RESULT "))
+    if lines:
+        return json.loads(lines[-1].removeprefix("RESULT "))
+    print(done.stderr[-3000:], file=sys.stderr, flush=True)
+    raised = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.M)
+    said = [*done.stderr.split("\n"), *raised] if done.returncode > 0 else []
+    return {"failed": next((line for line in reversed(said) if line.strip()), f"exit status {done.returncode}")[:200]}
 
 
-def make_model(args: argparse.Namespace, folder: Path) -> str:
-    from tiny_models import tiny_model
+def make_model(args: argparse.Namespace, folder: str) -> None:
+    """A tokenizer and a config, for random weights made where they are used. BOS is the tokenizer's own: TRL's
+    CPOTrainer puts one in front in any case, as we do, and its DPOTrainer only what the tokenizer puts."""
+    from transformers import LlamaConfig
 
-    return tiny_model(
-        folder / "model",
-        vocab_size=args.vocabulary,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 11 // 4,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 64,
-        head_dim=64,
-        max_position_embeddings=4096,
-        initializer_range=0.02,
-    )
+    from tiny_models import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(adds_bos=True)
+    tokenizer.save_pretrained(folder)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaConfig(**size(args), **ends).save_pretrained(folder)
 
 
 def make_rows(case: Case, count: int) -> list[dict[str, str]]:
@@ -148,10 +188,15 @@ def make_trainer(args: argparse.Namespace, side: str, case: Case, dtype: str, mo
     """A side's trainer, everything of the training but the side being the same."""
     import torch
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+        torch.manual_seed(0)
+        weights = dtype if case.lora else "float32"
+        with torch.device(args.device):
+            return AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(model), dtype=getattr(torch, weights), attn_implementation=args.attention
+            )
 
     settings = {
         "max_length": 2048, "max_steps": args.steps, "use_cpu": args.device == "cpu",
@@ -178,7 +223,7 @@ def make_trainer(args: argparse.Namespace, side: str, case: Case, dtype: str, mo
     settings |= {
         "ours": {},
         "recomputed": {"logits_memory": 0.0},
-        "tokens": {"max_tokens_per_micro_batch": TOKENS},
+        "tokens": {"max_tokens_per_micro_batch": args.tokens},
         "plain": {"fused_logps": False},
     }[side]
     if case.objective == "simpo":
@@ -217,7 +262,8 @@ def train(args: argparse.Namespace, side: str, name: str, dtype: str, model: str
     rows = Dataset.from_list(make_rows(case, args.pairs * case.batches * args.steps))
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.eos_token
-    rate = matmul_rate(torch, dtype, args.device)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as our programs do; for every side, or its plans would be measured
+    rate = matmul_rate(torch, dtype, args)
     before = memory(torch, args.device, "VmRSS")
 
     class Clock(TrainerCallback):
@@ -233,14 +279,13 @@ def train(args: argparse.Namespace, side: str, name: str, dtype: str, model: str
         kwargs = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [Clock()], "output_dir": folder}
         trainer = make_trainer(args, side, case, dtype, model, **kwargs)
         trainer.train()
-    weights, trained = (
-        sum(p.numel() for p in trainer.model.parameters() if p.requires_grad or not only) for only in (False, True)
-    )
-    floor = 4 * weights + 12 * trained + (0 if case.objective == "simpo" else 4 * weights)  # with a reference
+    weights = sum(p.nbytes for p in trainer.model.parameters())
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    floor = weights + 12 * trained + (0 if case.objective == "simpo" else weights)  # with a reference
     counted_rows = rows.select(range(args.pairs * case.batches, len(rows)))  # without the first step's
     work, counted = useful_work(tokenizer, counted_rows, trainer.model, case, args), sum(seconds[1:])
     return {
-        "seconds": [round(s, 2) for s in seconds],
+        "seconds": [round(s, 3) for s in seconds],
         "step": statistics.median(seconds[1:]),
         "tokens_per_second": work["tokens"] / counted,
         "peak_above_floor_gb": (memory(torch, args.device) - before - floor) / 1e9,
@@ -272,57 +317,77 @@ def useful_work(tokenizer: Any, rows: Any, policy: Any, case: Case, args: argpar
     return {"tokens": tokens, "flop": flop}
 
 
-def matmul_rate(torch: Any, dtype: str, device: str) -> float:
+def matmul_rate(torch: Any, dtype: str, args: argparse.Namespace) -> float:
     """Floating point operations per second of a large matrix product, the best of five."""
-    size = 2048 if device == "cpu" else 8192
-    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
+    width = 4 * args.hidden
+    a = torch.randn(width, width, dtype=getattr(torch, dtype), device=args.device)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         a @ a
-        if device == "cuda":
+        if args.device == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * width**3 / best
 
 
 def memory(torch: Any, device: str, of_process: str = "VmHWM") -> int:
-    """Most bytes used so far, of the GPU or the process; of the process also those used now (VmRSS)."""
+    """Most bytes used so far, of the GPU or the process; with VmRSS those used now."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() if of_process == "VmHWM" else torch.cuda.memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith(of_process))
 
 
-def report(args: argparse.Namespace, results: dict[tuple[str, str], dict[str, list[dict]]]) -> str:
-    rate = statistics.median(r["matmul_gflops"] for sides in results.values() for rs in sides.values() for r in rs)
+def report(args: argparse.Namespace, results: Results) -> str:
     lines = [
         "# A training step",
-        f"\nMachine: {len(os.sched_getaffinity(0))} cores, {args.device}, {platform.machine()}, "
-        f"{rate:.0f} GFLOP/s in matrix products (median). Date: {time.strftime('%Y-%m-%d')}. "
+        f"\nMachine: {len(os.sched_getaffinity(0))} cores, {args.device}, {platform.machine()}. "
+        f"Date: {time.strftime('%Y-%m-%d')}. "
         f"Model: Llama-like, hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocabulary:,}; {args.pairs} "
         f"pairs a step (mixed: {args.pairs} x {CASES['mixed'].batches}), rounds: {args.rounds}, counted steps in each: "
         f"{args.steps - 1}.",
         f"\nPrediction, written before the run:\n\n{PREDICTIONS}",
         AIMS,
+        *table(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: Results) -> list[str]:
+    lines = [
         "| case | side | step (median of each round) | times as fast as the case's last side | tokens/s "
         "| memory above the floor | of the last side's | of the matrix-product rate | first loss |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (case, dtype), sides in results.items():
-        last = list(sides.values())[-1]
+        last = [run for run in list(sides.values())[-1] if "failed" not in run]
         for side, runs in sides.items():
-            steps = ", ".join(f"{r['step']:.2f} s" for r in runs)
-            ratios = ", ".join(f"{t['step'] / r['step']:.2f}" for t, r in zip(last, runs, strict=True))
-            peak, other = (statistics.median(r["peak_above_floor_gb"] for r in rs) for rs in (runs, last))
+            title = f"| {case}, {dtype} | {side} "
+            if failed := [run["failed"] for run in runs if "failed" in run]:
+                lines.append(f"{title}| {cell(failed[0])} | | | | | | |")
+                continue
+            steps = ", ".join(f"{run['step']:.3g} s" for run in runs)
+            ratios = ", ".join(f"{t['step'] / r['step']:.2f}" for t, r in zip(last, runs, strict=False))
+            peak, other = (statistics.median([r["peak_above_floor_gb"] for r in rs] or [0]) for rs in (runs, last))
             lines.append(
-                f"| {case}, {dtype} | {side} | {steps} | {ratios} "
+                f"{title}| {steps} | {ratios or '-'} "
                 f"| {statistics.median(r['tokens_per_second'] for r in runs):.0f} | {peak:.2f} GB "
-                f"| {peak / other:.2f} | {statistics.median(r['share_of_matmul_rate'] for r in runs):.0%} "
-                f"| {runs[0]['loss']:.4f} |"
+                f"| {f'{peak / other:.2f}' if other else '-'} "
+                f"| {statistics.median(r['share_of_matmul_rate'] for r in runs):.0%} | {runs[0]['loss']:.4f} |"
             )
+    found = [run for sides in results.values() for runs in sides.values() for run in runs if "failed" not in run]
     lines.append("\nThe floor: weights (the reference's too), gradients and Adam's two moments.")
-    return "\n".join(lines) + "\n"
+    if found:
+        lines.append(
+            f"Matrix products: {statistics.median(run['matmul_gflops'] for run in found):,.0f} GFLOP/s (median)."
+        )
+    return lines
+
+
+def cell(text: str) -> str:
+    """What went wrong, in one cell of a table."""
+    return "failed: " + text.replace("|", "/")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import transformers.modeling_utils
 import transformers.utils.import_utils
 from accelerate import Accelerator
 from conftest import losses
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import flex_attention
 from transformers.utils import is_flash_attn_2_available
 
@@ -162,6 +163,15 @@ def test_block_mask_by_hand():
         [0, 1, 1, 1, 0, 0],
         [1, 1, 0, 0, 1, 0],
     ]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_block_mask_can_be_compiled(window):
+    """FlexAttention's compiler takes no operation in place, on any device."""
+    mask = Flex(Rows([[(2, 2, 1)]], 6, torch.device("cpu")), window, "flex_attention").mask
+    traced = make_fx(mask.mask_mod)(*torch.zeros(4, 1, dtype=torch.int64))
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert calls and not [call for call in calls if call._schema.is_mutable]
 
 
 @pytest.mark.parametrize("case", ["gemma2 eager", "mistral"])

@@ -23,7 +23,7 @@ class Flex(Branches):
 
         def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
             seen = (piece[row, key] == piece[row, query]) | (piece[row, key] == prompt[row, query])
-            seen &= key <= query
+            seen = seen & (key <= query)  # not in place, which cannot be compiled
             return seen if window is None else seen & (place[row, query] - place[row, key] < window)
 
         # compiled, it does not write all pairs of tokens down first; on a CPU that takes longer than it saves
