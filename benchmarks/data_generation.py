@@ -1,6 +1,7 @@
-"""How much the data scripts gain: all seeds in one engine, and batched scoring. Both sides in turn, in one run.
+"""How much the data scripts gain: all seeds in one engine, batched scoring, shared prompts. Both sides in turn.
 
     PYTHONPATH=on_policy_data_gen python benchmarks/data_generation.py --out data_generation.md [--responses FOLDER]
+        [--only seeds loop batched shared]
 
 FOLDER holds output_{seed}.json files (../shared/real_decodes by default), whose lengths the scoring side takes. Prints
 a Markdown report, with the predictions written before the first run, and writes it to --out.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = [13, 21, 42, 79, 100]
+PARTS = ["seeds", "loop", "batched", "shared"]
+LARGER = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
+LARGER |= {"head_dim": 64}
 PREDICTIONS = """\
 1. Five seeds, one engine: start-up (about 12 s) is paid once instead of five times and generation of 40 short answers
    is small against it, so 4 to 5 times faster.
@@ -32,6 +37,8 @@ PREDICTIONS = """\
    0.1 ms against 10 ms of generation: 1 %.
 3. Batched scoring: a tiny reward model is limited by the overhead per call, as a large one is on a GPU: 3 to 5 times.
    One of 10 M weights is limited by arithmetic on two cores, which batching does not reduce: 1.2 times.
+4. Answers that share their prompt: arithmetic again, so as many times faster as there are fewer tokens, which leaves
+   little where prompts are short: of 8 prompts by chance 1.1 times, of the 8 longest 1.6 times.
 """
 
 
@@ -40,12 +47,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--responses", type=Path, default=ROOT.parent / "shared" / "real_decodes")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     print(PREDICTIONS, flush=True)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        seeds = one_engine_or_five(Path(folder), args.repeats)
-        loops = engine_overhead(Path(folder), args.repeats + 2)
-        scoring = [batched_or_single(args.responses, size, args.repeats) for size in ("tiny", "larger")]
+        if "seeds" in args.only:
+            times = one_engine_or_five(Path(folder), args.repeats)
+            rows.append(row("5 seeds x 40 prompts: five processes / one engine", *times, "3 times faster"))
+        if "loop" in args.only:
+            times = engine_overhead(Path(folder), args.repeats + 2)
+            what = "200 requests: `LLM.generate` / decode's loop with its journal"
+            rows.append(row(what, *times, "at most 5 % slower (0.95)"))
+    if "batched" in args.only:
+        for size in ("tiny", "larger"):
+            name, *times = batched_or_single(args.responses, size, args.repeats)
+            rows.append(row(f"{name}: one at a time / batched", *times, "3 times faster"))
+    if "shared" in args.only:
+        for which in ("by chance", "longest"):
+            name, *times = shared_or_apart(args.responses, which, args.repeats)
+            rows.append(row(f"{name}: rows of their own / shared prompts", *times, "as the tokens"))
     cores = len(os.sched_getaffinity(0))
     lines = [
         "# Data generation, both sides in turn",
@@ -53,9 +74,7 @@ def main() -> None:
         f"Medians (all times in brackets).\n\nPrediction, written before the run:\n\n{PREDICTIONS}",
         "| what | before | ours | ratio | aim |",
         "|---|---|---|---|---|",
-        row("5 seeds x 40 prompts: five processes / one engine", *seeds, "3 times faster"),
-        row("200 requests: `LLM.generate` / decode's loop with its journal", *loops, "at most 5 % slower (0.95)"),
-        *(row(f"{name}: one at a time / batched", *times, "3 times faster") for name, *times in scoring),
+        *rows,
     ]
     report = "\n".join(lines) + "\n"
     print(report)
@@ -143,6 +162,41 @@ def both_loops(
     return in_turn(repeats, vllm_loop, our_loop)
 
 
+def read_responses(folder: Path) -> list[tuple[str, str]]:
+    """(prompt, response) of every seed."""
+    rows = [row for path in sorted(folder.glob("output_*.json")) for row in json.loads(path.read_text())]
+    return [(row["prompt"], row["generated_text"]) for row in rows]
+
+
+def shared_or_apart(responses: Path, which: str, repeats: int) -> tuple[str, list[float], list[float]]:
+    """The five answers to each of 8 prompts, each with its prompt, and in rows that run it once. Cut as below."""
+    import torch
+
+    from rewards import Options, load_reward_model
+    from rewards.batches import shared_length
+    from tiny_reward_models import tiny_classifier
+
+    texts = read_responses(responses)
+    prompts = sorted({prompt for prompt, _ in texts}, key=lambda prompt: (-len(prompt), prompt))
+    chosen = set(prompts[:8] if which == "longest" else random.Random(0).sample(prompts, 8))
+    units = [(prompt[: len(prompt) // 4 + 1], text[: len(text) // 4]) for prompt, text in texts if prompt in chosen]
+    with tempfile.TemporaryDirectory() as folder:
+        name = tiny_classifier(Path(folder), "llama", **LARGER)
+        apart, shared = (load_reward_model(name, Options(shared_prompt=asked)) for asked in (False, True))
+        for model in (apart, shared):
+            model.load(torch.device("cpu"), torch.float32)
+            list(model.score_batches(units))  # warm, and the first prompt tried
+    tokens, run = sum(apart.encode(unit).length for unit in units), 0
+    _, batches = shared.plan(units, lambda unit: False, "cpu")
+    for batch in batches:
+        for _, group in groupby(batch, key=lambda item: item[0][0]):
+            sequences = [encoded.inputs["input_ids"] for _, encoded in group]
+            run += sum(map(len, sequences)) - (len(sequences) - 1) * shared_length(sequences)
+    title = f"5 answers to each of 8 prompts ({which}), {tokens:,} tokens or {run:,} ({tokens / run:.2f}), float32"
+    sides = (lambda repeat, model=model: list(model.score_batches(units)) for model in (apart, shared))
+    return title, *in_turn(repeats, *sides)
+
+
 def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, list[float], list[float]]:
     """Real responses, one at a time as the original does it (template, one forward pass), and through score_batches.
 
@@ -150,13 +204,11 @@ def batched_or_single(responses: Path, size: str, repeats: int) -> tuple[str, li
     """
     from tiny_reward_models import tiny_classifier
 
-    rows = [row for path in sorted(responses.glob("output_*.json")) for row in json.loads(path.read_text())]
-    texts = [(row["prompt"], row["generated_text"]) for row in rows]
+    texts = read_responses(responses)
     texts = random.Random(0).sample(texts, min(len(texts), 400 if size == "tiny" else 40))
     units = list(dict.fromkeys((prompt[: len(prompt) // 4 + 1], text[: len(text) // 4]) for prompt, text in texts))
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
     with tempfile.TemporaryDirectory() as folder:
-        name = tiny_classifier(Path(folder), "llama", **({} if size == "tiny" else sizes | {"head_dim": 64}))
+        name = tiny_classifier(Path(folder), "llama", **({} if size == "tiny" else LARGER))
         lengths, weights, *times = score_both_ways(name, units, repeats)
     median = statistics.median(lengths)
     return f"{len(units)} responses of {median:.0f} tokens (median), {weights:.2g} M weights, float32", *times

@@ -79,6 +79,10 @@ class AnnotateArguments(EndpointArguments):
             "help": "Cut prompt and response together to so many tokens; without it, what is too long has no score."
         },
     )
+    shared_prompt: bool | None = field(
+        default=None,
+        metadata={"help": "Run a prompt once for all its responses (where the model allows; false: never)."},
+    )
     thinking: Literal["strip", "keep", "fail"] = field(
         default="strip",
         metadata={
@@ -126,7 +130,7 @@ class AnnotateArguments(EndpointArguments):
             for name in ("rubric", "base_url", "judge_args"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name}: is of a judge only: --reward_model judge:NAME")
-        elif unused := [name for name in ("batch_tokens", "max_length") if getattr(self, name) is not None]:
+        elif unused := [n for n in ("batch_tokens", "max_length", "shared_prompt") if getattr(self, n) is not None]:
             raise UserError(f"{unused[0]}: has no effect on a judge: leave it out")
         if self.test_fraction is not None and self.test_generation_file is not None:
             raise UserError("test_fraction and test_generation_file are both given: choose one")
@@ -157,6 +161,7 @@ def main() -> None:
     options = Options(
         args.batch_tokens,
         args.max_length,
+        args.shared_prompt,
         args.trust_remote_code,
         args.time_limit,
         endpoint=args,

@@ -41,7 +41,7 @@ class Scorer:
     ) -> list[tuple[int, list[float | None]]]:
         from rewards.batches import run
 
-        return [(number, run(self.source.values, [encoded.inputs for _, encoded in batch])) for number, batch in items]
+        return [(number, run(self.source.values, batch)) for number, batch in items]
 
 
 def check_spread(source: Any) -> None:

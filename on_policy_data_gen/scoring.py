@@ -13,7 +13,7 @@ from candidates import is_number, name_of
 from processes import Processes
 from scorer import score_with
 from simpo.chat.thinking import TAGS, split_thinking
-from simpo.console import UserError, progress, warn
+from simpo.console import UserError, progress, say, warn
 from simpo.engine.team import Team
 from simpo.folder import Journal
 from truncation import warn_of_cut
@@ -103,6 +103,8 @@ def score_share(
         scored = (source.score_batches(chunk, is_done) for chunk in chunks)
     else:
         scored = iter([score_with(make_team(), source, chunks, is_done)])
+    if how := source.how():
+        say(f"scoring: {how}")
     total = sum(len(set(chunk)) for chunk in chunks)
     with progress(total, "scoring", "response", disable=processes.rank > 0) as bar:
         for batches in scored:

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from results import split_pairs
 from reward_model_annotate import main
 from rewards import load_reward_model
-from rewards.armorm import ArmoRM
-from rewards.classifier import Classifier
+from rewards.decoder import Decoder
 from simpo.data.load import get_datasets
 from simpo.folder import Journal, lock_folder
 from tiny_models import tiny_tokenizer
@@ -92,7 +91,7 @@ def test_rules_and_margin_without_scoring_again(monkeypatch, tmp_path, armorm, c
     ]
     run(monkeypatch, *argv)
     by_rule = {"max_min": read(tmp_path, "all_outputs_bin.json")}
-    monkeypatch.setattr(ArmoRM, "forward", None)  # everything comes from the journal
+    monkeypatch.setattr(Decoder, "values", None)  # everything comes from the journal
     for rule in ("wpo_v2", "random_rejected"):
         run(monkeypatch, *argv, "--pair_selection", rule)
         by_rule[rule] = read(tmp_path, "all_outputs_bin.json")
@@ -155,14 +154,14 @@ def test_what_cannot_be_scored_is_kept_counted_and_asked_again_only_on_request(m
 
 def test_the_longest_not_fitting_do_not_stop_the_rest(monkeypatch, tmp_path, capsys):
     """Memory is enough for all but the longest, which come first."""
-    forward = Classifier.forward
+    values = Decoder.values
 
-    def small_memory(self, **inputs):
-        if inputs["input_ids"].shape[1] > 70:
+    def small_memory(self, batch):
+        if max(encoded.length for _, encoded in batch) > 70:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(self, **inputs)
+        return values(self, batch)
 
-    monkeypatch.setattr(Classifier, "forward", small_memory)
+    monkeypatch.setattr(Decoder, "values", small_memory)
     rows = [(f"p{i}", answers("z " * (60 + i), "short", "a bit longer")) for i in range(8)]
     monkeypatch.setattr("scoring.HOPELESS", 4)
     argv = ["--generation_file", write_rows(tmp_path / "in.json", *rows), "--output_dir", tmp_path / "out"]
@@ -214,12 +213,12 @@ def test_kills_at_every_file_operation(monkeypatch, tmp_path, armorm):
     """The same command then writes the same files; no score is computed twice but those in flight."""
     candidates, out = write_candidates(tmp_path / "in.json", 4, responses=2), tmp_path / "out"
     argv = ["reward_model_annotate.py", "--torch_dtype", "float32", "--generation_file", str(candidates)]
-    argv += ["--reward_model", armorm, "--batch_tokens", "300", "--output_dir", str(out)]
+    argv += ["--reward_model", armorm, "--batch_tokens", "200", "--output_dir", str(out)]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr("summary.draw", lambda path, *data: path.write_bytes(b"picture"))  # takes most of the time
     rows = []
-    forward = ArmoRM.forward
-    monkeypatch.setattr(ArmoRM, "forward", lambda self, **x: rows.append(len(x["input_ids"])) or forward(self, **x))
+    values = Decoder.values
+    monkeypatch.setattr(Decoder, "values", lambda self, batch: rows.append(len(batch)) or values(self, batch))
     files = ("all_outputs_*.json", "datasets/**/*.arrow", "annotate_*", "journal/*.jsonl")
     stops = stops_of(main, out, tmp_path / "stops")
     whole, once = contents(out, *files), list(rows)
@@ -231,6 +230,23 @@ def test_kills_at_every_file_operation(monkeypatch, tmp_path, armorm):
         main()
         assert contents(out, *files) == whole, stop
         assert kept + sum(rows) == 8, stop
+
+
+def test_prompts_are_shared_unless_it_is_turned_off(monkeypatch, tmp_path, armorm, candidates, capsys):
+    """The run says so; it may change in the middle of a folder."""
+    shared, apart = tmp_path / "shared", tmp_path / "apart"
+    argv = ["--generation_file", candidates, "--reward_model", armorm, "--scores_only", "--output_dir"]
+    run(monkeypatch, *argv, shared)
+    assert "scoring: the answers to a prompt share it\n" in capsys.readouterr().out
+    run(monkeypatch, *argv, apart, "--shared_prompt", "false")
+    assert "scoring: every answer in a row of its own (shared_prompt is false)\n" in capsys.readouterr().out
+    expected = [row["all_rm_scores"] for row in read(apart, "all_outputs_rm.json")]
+    journal = shared / "journal" / "scores.0.jsonl"
+    for rest in (journal.read_text(), journal.read_text().partition("\n")[2]):
+        journal.write_text(rest)
+        run(monkeypatch, *argv, shared, "--shared_prompt", "false")
+        for row, scores in zip(read(shared, "all_outputs_rm.json"), expected, strict=True):
+            assert row["all_rm_scores"] == pytest.approx(scores, abs=1e-5)
 
 
 def test_one_date_for_all_scores_of_a_folder(monkeypatch, tmp_path, candidates):
@@ -370,6 +386,11 @@ def test_bad_options(fails, tmp_path, candidates, armorm):
     assert "test_fraction" in fails(main, *argv, "--test_fraction", "1.5")
     assert "choose one" in fails(main, *argv, "--test_fraction", "0.1", "--test_generation_file", str(candidates))
     assert "pair_selection" in fails(main, *argv, "--pair_selection", "best")
+    bert = tiny_encoder(tmp_path / "bert", "bert")
+    error = fails(main, *argv[:-1], bert, "--shared_prompt", "true")
+    assert "shared_prompt: not with" in error and "bert models are not known" in error
+    error = fails(main, *argv[:-1], "judge:gpt-4", "--shared_prompt", "false")
+    assert "shared_prompt: has no effect on a judge" in error
     (tmp_path / "extra.json").write_text('[{"prompt": "a"}]')
     assert "extra_responses" in fails(main, *argv, "--extra_responses", str(tmp_path / "extra.json"))
     (tmp_path / "extra.json").write_text('[{"prompt": "a", "all_generated_responses": ["b"]}]')

@@ -5,6 +5,7 @@ what transformers does with that. The tests marked gpu take the real ones.
 """
 
 import functools
+import itertools
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -23,10 +24,10 @@ from transformers.utils import is_flash_attn_2_available
 
 import run_reward
 import run_simpo
-from model_families import MIXED, PATHS, difference, results, tiny
+from model_families import CASES, MIXED, PATHS, difference, results, tiny
 from simpo.console import UserError
 from simpo.logps import varlen
-from simpo.logps.attention import attention_name
+from simpo.logps.attention import attending_by_spans, attention_name
 from simpo.logps.branches import Rows
 from simpo.logps.checked import CheckedLogps
 from simpo.logps.flex import Flex
@@ -150,6 +151,53 @@ def test_calls_by_hand():
     assert responses.limits["cu_seq_lens_k"].tolist() == [0, 3, 7]
     assert (responses.limits["max_length_q"], responses.limits["max_length_k"]) == (2, 4)
     assert order.tolist() == [0, 1, 6, 7, 8, 9, 2, 3, 4, 5, 9, 9]
+
+
+def test_calls_of_three_responses_by_hand():
+    """Prompt 2 with 1, 0 and 2; then a prompt of 1 by itself, in the same row."""
+    (prompts, responses), order = lay_out_calls(Rows([[(2, 1, 0, 2), (1,)]], 6, torch.device("cpu")))
+    assert prompts.queries.tolist() == prompts.keys.tolist() == [0, 1, 5]
+    assert responses.queries.tolist() == [2, 3, 4] and responses.keys.tolist() == [0, 1, 2, 0, 1, 3, 4]
+    assert responses.limits["cu_seq_lens_q"].tolist() == [0, 1, 3]
+    assert order.tolist() == [0, 1, 3, 4, 5, 2]
+
+
+SPANS = [[(9, 4, 0, 12, 1), (0, 3, 5), (6,), (11, 2)]]
+
+
+def hidden_states(model, attention):
+    """The backbone's, sequence by sequence: each by itself with the model's own attention, and in one row by spans."""
+    torch.manual_seed(3)
+    sequences, ids, positions, places = [], [], [], []
+    for prompt, *responses in SPANS[0]:
+        shared, start = torch.randint(4, 300, (prompt,)).tolist(), len(ids)
+        ids, positions = ids + shared, [*positions, *range(prompt)]
+        for length in responses or [0]:
+            own = torch.randint(4, 300, (length,)).tolist()
+            sequences.append(shared + own)
+            places.append([*range(start, start + prompt), *range(len(ids), len(ids) + length)])
+            ids, positions = ids + own, [*positions, *range(prompt, prompt + length)]
+    with torch.no_grad():
+        alone = [model(torch.tensor([some]), use_cache=False).last_hidden_state[0] for some in sequences]
+        if attention is not None:
+            model.set_attn_implementation(attention)
+        row = torch.tensor([ids])
+        with attending_by_spans(model, Rows(SPANS, len(ids), row.device)):
+            options = {"attention_mask": torch.ones_like(row), "position_ids": torch.tensor([positions])}
+            found = model(row, use_cache=False, **options).last_hidden_state[0]
+    return torch.cat(alone), torch.cat([found[some] for some in places])
+
+
+@pytest.mark.parametrize(
+    ("case", "attention"),
+    [
+        *((case, None) for case in CASES),
+        *itertools.product(["llama eager", "mistral", "gemma2 eager"], ["flash_attention_2", "flex_attention"]),
+    ],
+)
+def test_any_number_of_responses(kernel, flex_on_cpu, case, attention):
+    alone, found = hidden_states(tiny(case).base_model, attention)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=5e-5)
 
 
 def test_block_mask_by_hand():

@@ -12,7 +12,7 @@ import rewards
 from rewards import Options, load_reward_model
 from rewards.armorm import ArmoRM, gating_position
 from rewards.base import CannotScore
-from rewards.batches import make_batches
+from rewards.batches import Encoded, make_batches
 from rewards.pairrm import PairRMSource
 from simpo.console import UserError
 from tiny_models import tiny_tokenizer
@@ -95,7 +95,8 @@ def test_special_tokens_in_a_response_are_text(armorm):
         [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": INJECTION}], return_dict=False
     )
     assert gating_position(torch.tensor([as_tokens]), pattern) != gating_position(torch.tensor([ids]), pattern)
-    assert model.score(PROMPT, [INJECTION])[0] != pytest.approx(model.values([{"input_ids": as_tokens}])[0], abs=1e-3)
+    read_as_tokens = model.values([((PROMPT, INJECTION), Encoded({"input_ids": as_tokens}))])[0]
+    assert model.score(PROMPT, [INJECTION])[0] != pytest.approx(read_as_tokens, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -168,29 +169,29 @@ def test_relative_positions_have_no_end(tmp_path):
 def test_out_of_memory_halves_the_batch(tmp_path, monkeypatch):
     name = tiny_classifier(tmp_path)
     expected, adapter, sizes = loaded(name).score(PROMPT, RESPONSES), loaded(name), []
-    forward = adapter.forward
+    values = adapter.values
 
-    def small_memory(**inputs):
-        sizes.append(len(inputs["input_ids"]))
+    def small_memory(batch):
+        sizes.append(len(batch))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(**inputs)
+        return values(batch)
 
-    monkeypatch.setattr(adapter, "forward", small_memory)
+    monkeypatch.setattr(adapter, "values", small_memory)
     assert adapter.score(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
 
-    def no_memory(**inputs):
+    def no_memory(batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(adapter, "forward", no_memory)
+    monkeypatch.setattr(adapter, "values", no_memory)
     outcomes = [outcome for batch in adapter.score_batches(adapter.units(PROMPT, ["a"])) for _, outcome in batch]
     assert outcomes[0].value is None and "not enough memory" in outcomes[0].problem
 
-    def fault(**inputs):
+    def fault(batch):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(adapter, "forward", fault)
+    monkeypatch.setattr(adapter, "values", fault)
     with pytest.raises(RuntimeError, match="shapes"):
         adapter.score(PROMPT, RESPONSES)
 
@@ -300,7 +301,7 @@ def test_batches_keep_to_the_budget():
 
 
 def test_continued_batches_are_those_of_the_whole(armorm):
-    model = loaded(armorm, batch_tokens=1000)
+    model = loaded(armorm, batch_tokens=300)
     units = [(PROMPT, "Paris " * n) for n in range(1, 40)]
     whole = [[unit for unit, _ in batch] for batch in model.score_batches(units)]
     done = set(whole[0]) | set(whole[2])

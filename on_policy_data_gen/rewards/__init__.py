@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from rewards.base import Options, RewardSource
 from rewards.checkpoint import read_config
 
-SHARED = {"base", "batches", "checkpoint", "program_worker"}  # files of this folder that are no source's
+SHARED = {"base", "batches", "checkpoint", "decoder", "program_worker"}  # files of this folder that are no source's
 
 
 def source_names() -> list[str]:

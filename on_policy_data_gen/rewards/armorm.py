@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from rewards.base import CannotScore, Unit
 from rewards.batches import Encoded
-from rewards.checkpoint import Checkpoint
+from rewards.decoder import Decoder
 
 # <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n
 LLAMA3_GATING_PATTERN = [128009, 128006, 78191, 128007, 271]
@@ -87,8 +87,11 @@ class ArmoRM(LlamaPreTrainedModel):
         rows = torch.arange(len(input_ids), device=input_ids.device)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (places * attention_mask).argmax(dim=1)
-        rewards = self.regression_layer(hidden[rows, last].float())
-        gating = self.gating(hidden[rows, gating_position(input_ids, self.gating_pattern)].float())
+        return self.heads(hidden[rows, last], hidden[rows, gating_position(input_ids, self.gating_pattern)])
+
+    def heads(self, last: Tensor, gate: Tensor) -> ArmoRMOutput:
+        """Scores from the hidden states (B, hidden) of the last token and at the gating position."""
+        rewards, gating = self.regression_layer(last.float()), self.gating(gate.float())
         score = (gating * (rewards @ self.reward_transform_matrix)).sum(dim=-1)
         return ArmoRMOutput(rewards=rewards, gating=gating, score=score)
 
@@ -112,7 +115,7 @@ def gating_position(input_ids: Tensor, pattern: list[int]) -> Tensor:
     return matches.shape[1] - 1 - matches.flip(1).long().argmax(dim=1)
 
 
-class ArmoRMSource(Checkpoint):
+class ArmoRMSource(Decoder):
     """RLHFlow/ArmoRM-Llama3-8B-v0.1 and models of its kind, without their code."""
 
     name = "armorm"
@@ -131,6 +134,14 @@ class ArmoRMSource(Checkpoint):
                 "reads (or --max_length cut them off); set gating_pattern in its config.json"
             )
         return encoded
+
+    def places(self, ids: list[int]) -> list[int]:
+        """The gate's place is the conversation's own, in the prompt or after it: what stands there has seen what is
+        before it, and nothing of the other answers."""
+        return [len(ids) - 1, int(gating_position(torch.tensor([ids]), self.model.gating_pattern))]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        return self.model.heads(hidden[:, 0], hidden[:, 1]).score
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return self.model(**inputs).score

@@ -28,6 +28,8 @@ class Options(NamedTuple):
     """Tokens of one forward pass, padding included; None: 16384 on a GPU and 2048 on a CPU."""
     max_length: int | None = None
     """Longest prompt and response together, in tokens; longer ones are cut."""
+    shared_prompt: bool | None = None
+    """Whether the answers to one prompt share it in a row; None: where that is exact."""
     trust_remote_code: bool = False
     time_limit: float = 60.0
     """Seconds that a program has for one prompt."""
@@ -74,6 +76,10 @@ class RewardSource:
     def reads(cls, config: dict[str, Any]) -> bool:
         """Whether this source scores with checkpoints that have this config.json."""
         return False
+
+    def how(self) -> str:
+        """What is to be said of the way in which it scores, once it is loaded."""
+        return ""
 
     def settings(self) -> dict[str, Any]:
         """JSON values that all scores of a folder must have in common, besides `--reward_model` and its weights."""

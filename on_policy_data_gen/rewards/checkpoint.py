@@ -41,6 +41,8 @@ class Checkpoint(RewardSource):
     """A model that reads a prompt and a response on its chat template, or as a text pair if it has none."""
 
     model_class: ClassVar[Any]
+    shares_prompts: bool = False
+    """Whether the answers to a prompt can share it: see `Decoder`."""
 
     def __init__(self, argument: str, options: Options):
         super().__init__(argument, options)
@@ -162,18 +164,19 @@ class Checkpoint(RewardSource):
         return pad
 
     @torch.inference_mode()
-    def values(self, inputs: Sequence[dict[str, list[int]]]) -> list[float]:
-        """Run one batch, padded on the right."""
+    def values(self, batch: Sequence[tuple[Unit, Encoded]]) -> list[float]:
+        """Run one batch, a row each, padded on the right."""
+        inputs = [encoded.inputs for _, encoded in batch]
         sequences = [each["input_ids"] for each in inputs]
         width = max(map(len, sequences))
         fill = {"input_ids": self.padding(sequences), "token_type_ids": self.tokenizer.pad_token_type_id}
-        batch = {
+        padded = {
             name: torch.tensor([[*each[name], *[fill.get(name, 0)] * (width - len(each[name]))] for each in inputs])
             for name in inputs[0]
         }
         lengths = torch.tensor([[len(ids)] for ids in sequences])
-        batch.setdefault("attention_mask", (torch.arange(width) < lengths).long())
-        return self.forward(**{name: tensor.to(self.model.device) for name, tensor in batch.items()}).float().tolist()
+        padded.setdefault("attention_mask", (torch.arange(width) < lengths).long())
+        return self.forward(**{name: tensor.to(self.model.device) for name, tensor in padded.items()}).float().tolist()
 
     def score_batches(
         self, units: Sequence[Unit], is_done: Callable[[Unit], bool] = lambda unit: False
@@ -182,14 +185,17 @@ class Checkpoint(RewardSource):
         if refused:
             yield refused
         for batch in batches:
-            found = run(self.values, [encoded.inputs for _, encoded in batch])
+            found = run(self.values, batch)
             yield [(unit, outcome_of(value, encoded)) for (unit, encoded), value in zip(batch, found, strict=True)]
 
     def plan(
         self, units: Sequence[Unit], is_done: Callable[[Unit], bool], device: str
     ) -> tuple[list[tuple[Unit, Outcome]], list[list[tuple[Unit, Encoded]]]]:
         """What `score_batches` computes on such a device: see `rewards.batches.plan`."""
-        budget = self.options.batch_tokens
-        if budget is None:  # a CPU gains nothing from more, and loses its cache
-            budget = 2048 if device == "cpu" else 16384
-        return plan(self.encode, units, budget, is_done)
+        return plan(self.encode, units, self.budget(device), is_done, self.shares_prompts)
+
+    def budget(self, device: str) -> int:
+        """Tokens of one forward pass."""
+        if self.options.batch_tokens is not None:
+            return self.options.batch_tokens
+        return 2048 if device == "cpu" else 16384  # a CPU gains nothing from more, and loses its cache

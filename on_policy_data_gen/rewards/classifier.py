@@ -4,11 +4,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from rewards.checkpoint import Checkpoint
+from rewards.decoder import Decoder
 from simpo.console import UserError
 
 
-class Classifier(Checkpoint):
+class Classifier(Decoder):
     """Decoders are read at the end of a conversation; encoders as `model(**tokenizer(prompt, response))`."""
 
     name = "classifier"
@@ -20,6 +20,16 @@ class Classifier(Checkpoint):
                 f"reward_model: {self.argument} has {self.config.num_labels} labels and no head that is known here; a "
                 "reward model must have one label, or be ArmoRM or PairRM"
             )
+
+    def is_known(self) -> bool:
+        return type(self.model).forward is GenericForSequenceClassification.forward
+
+    def places(self, ids: list[int]) -> list[int]:
+        """The last token that is not the pad token, as that forward finds it."""
+        return [next((place for place in reversed(range(len(ids))) if ids[place] != self.pad), 0)]
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.score(hidden[:, 0]).squeeze(-1)
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, GenericForSequenceClassification):

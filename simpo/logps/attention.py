@@ -1,4 +1,4 @@
-"""Attention over rows of [prompt | chosen | rejected], under names of its own.
+"""Attention over rows of [prompt | response | response ...], under names of its own.
 
 A model asks the mask interface what each kind of its layers may see and hands the answer to the attention interface,
 each found by the name in its config. Within `attending_by_spans` the answer is a `Branches`, which attends by itself;

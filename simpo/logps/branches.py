@@ -1,4 +1,4 @@
-"""Rows of [prompt | chosen | rejected], and what every way to attend within them has in common."""
+"""Rows of [prompt | response | response ...], and what every way to attend within them has in common."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-Span = tuple[int, int, int]
-"""Tokens of a prompt and of the two responses that follow it in a row; any may be 0."""
+Span = tuple[int, ...]
+"""Tokens of a prompt and of the responses (in training two) that follow it in a row; any may be 0."""
 
 
 class Piece(NamedTuple):
@@ -22,6 +22,12 @@ class Piece(NamedTuple):
     prompt: int
     before: int
     """Tokens of that prompt: 0 for a prompt, and for a response without one."""
+
+
+def seen_before(span: Span) -> list[tuple[int, int]]:
+    """Of each length in a span itself, and how many tokens of the prompt its own see: a prompt's none before itself."""
+    prompt, *responses = span
+    return [(prompt, 0), *((response, prompt) for response in responses)]
 
 
 @dataclass(eq=False)
@@ -39,9 +45,9 @@ class Rows:
         found = []
         for row, spans in enumerate(self.spans):
             start = 0
-            for prompt, chosen, rejected in spans:
+            for span in spans:
                 first = start
-                for length, before in ((prompt, 0), (chosen, prompt), (rejected, prompt)):
+                for length, before in seen_before(span):
                     if length:
                         found.append(Piece(row, start, length, first, before))
                     start += length

@@ -6,6 +6,7 @@ sliding window that is shorter than what a piece looks at needs one, of the piec
 """
 
 import inspect
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from simpo.logps.branches import Branches, Rows, Span
+from simpo.logps.branches import Branches, Rows, Span, seen_before
 
 
 class Pieces(Branches):
@@ -29,8 +30,7 @@ class Pieces(Branches):
             return seen.tril_(before).triu_(before - window + 1)
 
         self.masks = [
-            [mask(length, before) for p, c, r in spans for length, before in ((p, 0), (c, p), (r, p))]
-            for spans in rows.spans
+            [mask(length, before) for span in spans for length, before in seen_before(span)] for spans in rows.spans
         ]
         """For each length in the spans (length, tokens seen) bool; None where it is causal, the last seeing all."""
 
@@ -53,11 +53,13 @@ class Pieces(Branches):
         lengths = [length for span in spans for length in span]
         padding = query.shape[2] - sum(lengths)
         queries, keys, values = (part.split([*lengths, padding], dim=2) for part in (query, key, value))
+        firsts = accumulate(map(len, spans), initial=0)
+        prompts = [first for first, span in zip(firsts, spans, strict=False) for _ in span]
         found = []
-        for i, length in enumerate(lengths):
+        for i, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
             if not length:
                 continue
-            k, v, prompt = keys[i], values[i], i - i % 3
+            k, v = keys[i], values[i]
             if i != prompt and lengths[prompt]:
                 k, v = torch.cat([keys[prompt], k], dim=2), torch.cat([values[prompt], v], dim=2)
             found.append(self.piece(module, queries[i], k, v, masks[i], **kwargs))
