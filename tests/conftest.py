@@ -1,12 +1,14 @@
 """What the tests share: tiny models, preference data on disk, and the recorded reference runs where they exist."""
 
+import gc
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 # Read by the libraries when they are imported: no network, and a dataset cache of the tests' own.
@@ -17,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; more threads 
 
 import pytest
 import torch
+from warm import start as start_warm
 
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -32,7 +35,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
+def pytest_collection_finish():
+    gc.freeze()  # the libraries stay: each trainer collects garbage, which takes half a second when it looks at them
+
+
 def pytest_unconfigure():
+    gc.unfreeze()
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
@@ -52,6 +60,14 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> str:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny_llama")
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random moments, from a seed that pytest shows when the test fails."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 def make_pairs(count: int, offset: int = 0) -> list[dict]:
@@ -114,9 +130,23 @@ def config(tmp_path, model_folder, pairs_folder) -> Callable[..., str]:
     return write
 
 
-def run_script(*command: str, cwd: Path | None = None, timeout: int = 600) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="session")
+def warm() -> Iterator[dict[str, str]]:
+    """Environment variables with which programs start fast: see warm.py."""
+    folder = Path(CACHE) / "warm"
+    folder.mkdir()
+    server = start_warm(folder)
+    yield {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHON_EXEC": f"{folder}/python"}
+    server.stdin.close()
+    server.wait(60)
+
+
+def run_script(
+    *command: str, cwd: Path | None = None, timeout: int = 600, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess:
     """Run a command with this Python's environment, as a user would type it."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path} | (env or {})
     return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 

@@ -86,7 +86,7 @@ class World:
         settings = ["--dtype", "float32", "--max_tokens", "24", "--max_model_len", "512", "--name", "tiny"]
         files = ["--questions", str(self.folder / f"{benchmark}.jsonl"), "--output_dir", str(self.folder / "out")]
         names = ["--benchmark", benchmark, "--model", self.model]
-        return [sys.executable, str(EVAL / "generate_answers.py"), *names, *files, *settings, *options]
+        return ["python", str(EVAL / "generate_answers.py"), *names, *files, *settings, *options]
 
     def judge(self, benchmark: str, url: str, *options: str) -> list[str]:
         prompts = {"arenahard": "judge_config.yaml", "mt-bench": "judge_prompts.jsonl"}.get(benchmark)

@@ -266,12 +266,12 @@ def test_one_date_for_all_scores_of_a_folder(monkeypatch, tmp_path, candidates):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(monkeypatch, tmp_path, armorm, candidates):
+def test_two_processes_share_the_work(warm, monkeypatch, tmp_path, armorm, candidates):
     argv = ["--generation_file", candidates, "--reward_model", armorm]
     run(monkeypatch, *argv, "--output_dir", tmp_path / "one")
     launch = ["accelerate", "launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     words = [*launch, "--dynamo_backend=no", SCRIPT, *argv, "--torch_dtype=float32", "--output_dir", tmp_path / "two"]
-    result = run_script(*map(str, words))
+    result = run_script(*map(str, words), env=warm)
     assert result.returncode == 0, result.stderr
     sizes = [(tmp_path / "two" / "journal" / f"scores.{rank}.jsonl").stat().st_size for rank in (0, 1)]
     assert all(size > 1000 for size in sizes)

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 import random
 import shutil
 import signal
@@ -99,7 +98,7 @@ def test_output_fields_and_order(five_seeds):
                 "<|start_header_id|>assistant<|end_header_id|>\n\n"
             )
             assert 1 <= row["num_tokens"] <= 160
-            assert row["finish_reason"] == "length" if row["num_tokens"] == 160 else "stop"
+            assert row["finish_reason"] == ("length" if row["num_tokens"] == 160 else "stop")
     assert not list((five_seeds / "journal").iterdir())
 
 
@@ -129,17 +128,17 @@ def test_finished_run_does_nothing_again(five_seeds, llama, prompt_file, tmp_pat
 
 
 @pytest.mark.slow
-def test_parts_from_a_job_array_join_to_the_run_without_parts(five_seeds, llama, prompt_file, tmp_path, monkeypatch):
+def test_parts_from_a_job_array_join_to_the_run_without_parts(
+    five_seeds, llama, prompt_file, tmp_path, monkeypatch, warm
+):
     """examples/slurm/decode.sbatch with a stand-in for srun, one task after the other."""
     (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     settings = {"MODEL": llama, "DATA": prompt_file, "OUT": str(tmp_path / "out"), "PARTS": "2"}
     settings["DECODE_ARGS"] = "--max_tokens 160 --max_model_len 512 --dtype float32"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for task in ("1", "2"):
-        words = ["env", *(f"{key}={value}" for key, value in settings.items()), f"SLURM_ARRAY_TASK_ID={task}"]
-
-        result = run_script(*words, "bash", str(ROOT / "examples" / "slurm" / "decode.sbatch"))
+        settings |= warm | {"PATH": f"{tmp_path}:{warm['PATH']}", "SLURM_ARRAY_TASK_ID": task}
+        result = run_script("bash", str(ROOT / "examples" / "slurm" / "decode.sbatch"), env=settings)
         assert result.returncode == 0, result.stderr
     parts = [str(tmp_path / "out" / f"part_{task}") for task in (1, 2)]
     whole = shutil.copytree(five_seeds, tmp_path / "whole")
@@ -152,8 +151,8 @@ def test_parts_from_a_job_array_join_to_the_run_without_parts(five_seeds, llama,
 
 
 @pytest.mark.slow
-def test_killed_at_five_random_moments(five_seeds, llama, prompt_file, tmp_path):
-    chance, folder, kills, finished = random.Random(), tmp_path / "out", [0], 0
+def test_killed_at_five_random_moments(five_seeds, llama, prompt_file, tmp_path, chance):
+    folder, kills, finished = tmp_path / "out", [0], 0
     while len(kills) <= 5:
         process = Started(command(llama, prompt_file, folder)[1:]).process
         # the first one while the engine starts, the others after some more responses
@@ -185,12 +184,12 @@ def count_finished(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_engines_share_the_prompts(five_seeds, llama, prompt_file, tmp_path):
+def test_two_engines_share_the_prompts(five_seeds, llama, prompt_file, tmp_path, warm):
     """... started from another directory, with the settings in a YAML."""
     config = {"model": llama, "max_tokens": 160, "max_model_len": 512, "dtype": "float32", "seed": 5}
     (tmp_path / "config.yaml").write_text(json.dumps(config | {"data_dir": prompt_file, "output_dir": "out"}))
     argv = ["config.yaml", "--seed=13", "--data_parallel_size", "2"]
-    result = run_script(sys.executable, DECODE, *argv, cwd=tmp_path)
+    result = run_script("python", DECODE, *argv, cwd=tmp_path, env=warm)
     assert result.returncode == 0, result.stderr
     assert "engine 0" in result.stderr and "engine 1" in result.stderr
     assert contents(tmp_path / "out") == {"output_13.json": contents(five_seeds)["output_13.json"]}

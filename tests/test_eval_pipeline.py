@@ -58,7 +58,7 @@ def greedy(world: World, text: str, length: int = 24) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def alpaca_answers(worlds):
+def alpaca_answers(worlds, warm):
     """Answers to AlpacaEval's questions with --legacy_ae062 and an ordinary token as a stop token."""
     world = worlds["alpacaeval2"]
     tokens = greedy(world, words(0))
@@ -79,7 +79,7 @@ def alpaca_answers(worlds):
     }
     (world.folder / "config.yaml").write_text(yaml.safe_dump({"tiny": entry}))
     config = ["--config", str(world.folder / "config.yaml")]
-    result = run_script(*world.generate("alpacaeval2", *config, "--legacy_ae062"))
+    result = run_script(*world.generate("alpacaeval2", *config, "--legacy_ae062"), env=warm)
     assert result.returncode == 0, result.stderr
     return json.loads(world.answers("alpacaeval2").read_text())
 
@@ -104,8 +104,8 @@ def test_alpacaeval2_answers(worlds, alpaca_answers):
 
 
 @pytest.fixture(scope="module")
-def arena_answers(worlds):
-    result = run_script(*worlds["arenahard"].generate("arenahard"))
+def arena_answers(worlds, warm):
+    result = run_script(*worlds["arenahard"].generate("arenahard"), env=warm)
     assert result.returncode == 0, result.stderr
     assert "question 'id6', turn 1" in result.stderr and "leave no room to answer" in result.stderr
     return lines(worlds["arenahard"].answers("arenahard"))
@@ -121,10 +121,10 @@ def test_arena_hard_answers(arena_answers):
 
 
 @pytest.fixture(scope="module")
-def mt_answers(worlds):
+def mt_answers(worlds, warm):
     """Killed before its engine is up; the next run finds a journal as a kill in the middle leaves it."""
     world = worlds["mt-bench"]
-    command, environment = world.generate("mt-bench"), os.environ | {"OMP_NUM_THREADS": "1"}
+    command, environment = world.generate("mt-bench"), os.environ | {"OMP_NUM_THREADS": "1"} | warm
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     settings = world.answers("mt-bench").with_suffix(".settings.json")
     while not settings.is_file():
@@ -136,7 +136,7 @@ def mt_answers(worlds):
     journal.parent.mkdir(exist_ok=True)
     kept = {"turn": 1, "key": 902, "text": "kept from before", "finish_reason": "stop", "num_tokens": 3, "time": 1.0}
     journal.write_text(json.dumps(kept) + '\n{"turn": 1, "key": 903, "te')
-    result = run_script(*command)
+    result = run_script(*command, env=warm)
     assert result.returncode == 0, result.stderr
     return lines(world.answers("mt-bench")), lines(journal)
 

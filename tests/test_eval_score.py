@@ -87,14 +87,18 @@ def test_arena_hard_leaderboard(shared, scored):
 
 
 def test_every_recorded_verdict_is_parsed(shared):
-    for path in (shared / "eval_data" / "arenahard").glob("judgment_*.jsonl.gz"):
+    paths = list((shared / "eval_data" / "arenahard").glob("judgment_*.jsonl.gz"))
+    assert paths
+    for path in paths:
         games = [game for row in gzipped_lines(path) for game in row["games"]]
         assert games
         assert [arena_hard.parse_verdict(game["judgment"]) for game in games] == [game["score"] for game in games]
 
 
 def test_every_recorded_rating_is_parsed(shared, scored):
-    for path in (shared / "eval_data" / "mt-bench").glob("*single*.jsonl.gz"):
+    paths = list((shared / "eval_data" / "mt-bench").glob("*single*.jsonl.gz"))
+    assert paths
+    for path in paths:
         rows = gzipped_lines(path)
         assert [mt_bench.parse_rating(row["judgment"]) for row in rows] == [row["score"] for row in rows]
         for model, score in scored("mt-bench", path).items():

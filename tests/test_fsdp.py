@@ -31,7 +31,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory, pairs_folder):
+def sharded(tmp_path_factory, pairs_folder, warm):
     """Folder of all runs: one/NAME on one process, two/NAME by one launch of two."""
     folder = tmp_path_factory.mktemp("fsdp")
     policy, reference = (tiny_model(folder / name, seed=seed) for seed, name in enumerate(("policy", "reference")))
@@ -64,7 +64,7 @@ def sharded(tmp_path_factory, pairs_folder):
     for name, (script, _) in RUNS.items():
         runs += [script, write("two", name, fused_logps=True, shared_prompt=True)]
     script = str(ROOT / "tests" / "sharded_on_cpu.py")
-    result = run_script("accelerate", "launch", "--config_file", str(folder / "fsdp2.yaml"), script, *runs)
+    result = run_script("accelerate", "launch", "--config_file", str(folder / "fsdp2.yaml"), script, *runs, env=warm)
     assert result.returncode == 0, result.stderr[-3000:]
     (folder / "out.txt").write_text(result.stdout)
     return folder

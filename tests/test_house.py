@@ -43,7 +43,9 @@ def test_no_module_imports_in_a_circle(graph):
 
 def python_files(place: str) -> list[Path]:
     path = ROOT / place
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+    files = [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+    assert files, place
+    return files
 
 
 def imported(file: Path) -> Iterator[str]:

@@ -264,14 +264,14 @@ def test_the_fast_path(loaded, mixed):
 
 
 @pytest.mark.slow
-def test_prompts_agree_everywhere(real):
-    result = run_script(sys.executable, "eval/check_prompts.py", real, str(INSTRUCTIONS / "simpo.yaml"))
+def test_prompts_agree_everywhere(real, warm):
+    result = run_script("python", "eval/check_prompts.py", real, str(INSTRUCTIONS / "simpo.yaml"), env=warm)
     assert result.returncode == 0, result.stdout
     assert "all prompts agree" in result.stdout
 
 
 @pytest.mark.slow
-def test_a_merged_adapter_in_vllm_and_transformers(real, loaded, tmp_path, monkeypatch):
+def test_a_merged_adapter_in_vllm_and_transformers(real, loaded, tmp_path, monkeypatch, warm):
     """decode.py's greedy answers are transformers' own, of a model that is neither the start nor random."""
     model, tokenizer = loaded
     torch.manual_seed(1)
@@ -298,7 +298,7 @@ def test_a_merged_adapter_in_vllm_and_transformers(real, loaded, tmp_path, monke
     ]
     folders = ["--data_dir", str(tmp_path / "prompts.jsonl"), "--output_dir", str(tmp_path / "out")]
     program = ["on_policy_data_gen/decode.py", "--model", str(tmp_path / "merged")]
-    result = run_script(sys.executable, *program, *folders, *options)
+    result = run_script("python", *program, *folders, *options, env=warm)
     assert result.returncode == 0, result.stderr
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     changed = False

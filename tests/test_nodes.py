@@ -4,8 +4,9 @@ import json
 import os
 import socket
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,23 @@ TRAIN = str(ROOT / "scripts" / "run_simpo.py")
 ANNOTATE = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 
 
-def two_nodes(folder: Path, *command: str, second: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
-    """Run a command on "nodes" 0 and 1 (there with more arguments); returns status, output and errors of each."""
+def two_nodes(folder: Path, *words: Any, **options: Any) -> list[tuple[int, str, str]]:
+    """Run a command on two nodes (see start_nodes); returns status, output and errors of each."""
+    return ends_of(start_nodes(folder, *words, **options))
+
+
+def ends_of(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    ends = []
+    for process in started:
+        out, err = process.communicate(timeout=600)
+        ends.append((process.returncode, out, err))
+    return ends
+
+
+def start_nodes(
+    folder: Path, environment: Mapping[str, str], *command: str, second: tuple[str, ...] = ()
+) -> list[subprocess.Popen]:
+    """Start a command on "nodes" 0 and 1 (there with more arguments)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -30,16 +46,12 @@ def two_nodes(folder: Path, *command: str, second: tuple[str, ...] = ()) -> list
     started = []
     for rank in (0, 1):
         place = folder / f"node{rank}"
-        place.mkdir(exist_ok=True)
-        env = os.environ | common | {"RANK": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        place.mkdir(parents=True, exist_ok=True)
+        env = os.environ | common | environment | {"RANK": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         more = second if rank else ()
-        started.append(subprocess.Popen([sys.executable, *command, *more], cwd=place, env=env, **pipes))
-    ends = []
-    for process in started:
-        out, err = process.communicate(timeout=600)
-        ends.append((process.returncode, out, err))
-    return ends
+        started.append(subprocess.Popen(["python", *command, *more], cwd=place, env=env, **pipes))
+    return started
 
 
 def refusal(ends: list[tuple[int, str, str]]) -> str:
@@ -53,52 +65,46 @@ def refusal(ends: list[tuple[int, str, str]]) -> str:
 
 
 @pytest.mark.slow
-def test_folders_that_nodes_do_not_share_are_refused(config, tmp_path):
-    message = refusal(two_nodes(tmp_path, TRAIN, config(output_dir="out")))
-    place = tmp_path / "node0" / "out"
-    assert message.startswith(
-        f"output_dir: what process 0 writes to {place}, process 1 cannot see; it must be one fold"
-    )
-    assert not place.exists() and not (tmp_path / "node1" / "out").exists()
+def test_folders_that_nodes_do_not_share_are_refused(config, tmp_path, warm):
+    """... by training and by scoring, at the same time: both wait a while for the file of the other."""
+    rows = [{"prompt": f"p{i}", "all_generated_responses": ["a", "b"], "all_rm_scores": [i, 0.5]} for i in range(60)]
+    (tmp_path / "generated.json").write_text(json.dumps(rows))
+    score = ["--generation_file", str(tmp_path / "generated.json"), "--reward_model", "given", "--output_dir", "out"]
+    commands = {"train": [TRAIN, config(output_dir="out")], "score": [ANNOTATE, *score]}
+    started = {name: start_nodes(tmp_path / name, warm, *command) for name, command in commands.items()}
+    for name, nodes in started.items():
+        message, place = refusal(ends_of(nodes)), tmp_path / name / "node0" / "out"
+        assert message.startswith(
+            f"output_dir: what process 0 writes to {place}, process 1 cannot see; it must be one fold"
+        )
+        assert not place.exists() and not (tmp_path / name / "node1" / "out").exists()
 
 
 @pytest.mark.slow
-def test_other_settings_on_a_node_are_refused(config, tmp_path):
-    message = refusal(two_nodes(tmp_path, TRAIN, config(), second=("--learning_rate=2e-3",)))
+def test_other_settings_on_a_node_are_refused(config, tmp_path, warm):
+    message = refusal(two_nodes(tmp_path, warm, TRAIN, config(), second=("--learning_rate=2e-3",)))
     assert message == "process 1 was not started as process 0 was (learning_rate: 0.001 and 0.002)"
 
 
 @pytest.mark.slow
-def test_other_rows_on_a_node_are_refused(config, tmp_path):
+def test_other_rows_on_a_node_are_refused(config, tmp_path, warm):
     for rank in (0, 1):
         write_jsonl(tmp_path / f"node{rank}" / "pairs" / "train.jsonl", make_pairs(16, offset=rank))
-    message = refusal(two_nodes(tmp_path, TRAIN, config(dataset_mixer={"pairs": 1.0}, dataset_splits=["train"])))
+    message = refusal(two_nodes(tmp_path, warm, TRAIN, config(dataset_mixer={"pairs": 1.0}, dataset_splits=["train"])))
     assert message.startswith("dataset_mixer: process 1 has other training rows than process 0")
 
 
 @pytest.mark.slow
-def test_nodes_that_share_their_folder_train_and_resume(config, tmp_path):
+def test_nodes_that_share_their_folder_train_and_resume(config, tmp_path, warm):
     path = config(save_strategy="steps", save_steps=2)
-    assert [status for status, _, _ in two_nodes(tmp_path, TRAIN, path)] == [0, 0]
+    assert [status for status, _, _ in two_nodes(tmp_path, warm, TRAIN, path)] == [0, 0]
     whole = losses(tmp_path / "out")
     for name in ("digests.json", "trainer_state.json", "checkpoint-4/digests.json"):
         (tmp_path / "out" / name).unlink()  # as if stopped while saving the last checkpoint
-    ends = two_nodes(tmp_path, TRAIN, path)
+    ends = two_nodes(tmp_path, warm, TRAIN, path)
     assert [status for status, _, _ in ends] == [0, 0] and "resuming from" in ends[0][1]
     assert [step["loss"] for step in losses(tmp_path / "out")] == [step["loss"] for step in whole]
     assert not list((tmp_path / "out").glob(".seen-by-all-*"))
-
-
-@pytest.mark.slow
-def test_scores_need_a_folder_that_nodes_share(tmp_path):
-    rows = [{"prompt": f"p{i}", "all_generated_responses": ["a", "b"], "all_rm_scores": [i, 0.5]} for i in range(60)]
-    (tmp_path / "generated.json").write_text(json.dumps(rows))
-    ends = two_nodes(
-        tmp_path, ANNOTATE, "--generation_file", str(tmp_path / "generated.json"), "--reward_model", "given",
-        "--output_dir", "out",
-    )  # fmt: skip
-    assert refusal(ends).startswith(f"output_dir: what process 0 writes to {tmp_path / 'node0' / 'out'}")
-    assert not (tmp_path / "node0" / "out").exists()
 
 
 # ---- in one process ----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ DECODED = {"SEEDS": "1 2", "DECODE_ARGS": "--max_tokens 24 --max_model_len 256 -
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def made(tmp_path_factory, warm) -> tuple[Path, subprocess.CompletedProcess]:
     """A folder in which the pipeline went through, and what it said."""
     folder = tmp_path_factory.mktemp("pipeline")
     for split, start, count in (("train_prefs", 0, 8), ("test_prefs", 100, 3)):
@@ -44,13 +44,13 @@ def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         write_jsonl(folder / "prompts" / f"{split}.jsonl", rows)
     tiny_llama(folder / "models" / "policy")
     settings = {"REWARD_MODEL": tiny_armorm(folder / "models" / "armorm"), "ANNOTATE_ARGS": "--torch_dtype float32"}
-    result = run_pipeline(folder, "models/policy", "prompts", "out put", **settings, **DECODED)
+    result = run_pipeline(folder, "models/policy", "prompts", "out put", **settings, **DECODED, **warm)
     assert result.returncode == 0, result.stderr
     return folder, result
 
 
 @pytest.mark.slow
-def test_from_prompts_to_a_trained_model(made):
+def test_from_prompts_to_a_trained_model(made, warm):
     """Train and test prompts, relative paths, another directory; the printed command trains on the result as it is."""
     tmp_path, result = made
     folder = tmp_path / "out put" / "annotated"
@@ -65,7 +65,7 @@ def test_from_prompts_to_a_trained_model(made):
         "--gradient_accumulation_steps=1",
         "--preprocessing_num_workers=1",
     ]
-    trained = run_script(*shlex.split(printed), *here, cwd=tmp_path)
+    trained = run_script(*shlex.split(printed), *here, cwd=tmp_path, env=warm)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert (folder / "simpo" / "model.safetensors").is_file()
     assert len(losses(folder / "simpo")) == 2
@@ -73,7 +73,7 @@ def test_from_prompts_to_a_trained_model(made):
 
 
 @pytest.mark.slow
-def test_hybrid_data_of_wpo(made, monkeypatch):
+def test_hybrid_data_of_wpo(made, monkeypatch, warm):
     """The model's answers (of an earlier run: none is decoded again) and the data's, rated by a judge; pairs by wpo_v2;
     the printed command trains with WPO."""
     folder, _ = made
@@ -86,7 +86,7 @@ def test_hybrid_data_of_wpo(made, monkeypatch):
 
     words = ("models/policy", "prompts", "hybrid")
     with serving(reply) as server:
-        settings = DECODED | {"JUDGE": "tiny-judge", "BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+        settings = DECODED | {"JUDGE": "tiny-judge", "BASE_URL": server.url, "OPENAI_API_KEY": KEY} | warm
         result = run_pipeline(folder, *words, script=HYBRID, **settings)
         assert result.returncode == 0, result.stderr
         assert "16 responses done before" in result.stdout and "engine" not in result.stderr

@@ -166,26 +166,22 @@ time.sleep(600)" """
 
 
 @pytest.mark.slow
-def test_the_whole_loop_killed_and_started_again(tmp_path):
+def test_the_whole_loop_killed_and_started_again(tmp_path, warm, chance):
     """run.sh on little data: killed with all its processes while the policy and the reward model are trained, then run
     to its end; a third run has nothing to do."""
     out = tmp_path / "out"
-    command = ["env", f"OUT={out}", "SEED=5", "SCALE=0.04", "bash", str(QUICKSTART / "run.sh")]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    first = subprocess.Popen(
-        ["env", f"PATH={path}", *command[1:]],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = ["bash", str(QUICKSTART / "run.sh")]
+    settings = warm | {"OUT": str(out), "SEED": "5", "SCALE": "0.04"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(command, env=os.environ | settings, start_new_session=True, **quiet)
     deadline = time.time() + 200
     while not (out / "stages" / "base").exists() and time.time() < deadline and first.poll() is None:
         time.sleep(0.1)
-    time.sleep(random.uniform(0, 15))
+    time.sleep(chance.uniform(0, 15))
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert not (out / "summary.json").exists()
-    result = run_script(*command)
+    result = run_script(*command, env=settings)
     assert result.returncode == 0, result.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert {"accuracy_before", "accuracy_after", "n", "mean_length_before", "mean_length_after", "seconds"} == {
@@ -198,10 +194,10 @@ def test_the_whole_loop_killed_and_started_again(tmp_path):
     results = json.loads((out / "round_1/model/all_results.json").read_text())
     assert "train_loss" in results and "eval_rewards/margins" in results
     weights = (out / "round_1/model/model.safetensors").stat().st_mtime_ns
-    again = run_script(*command)
+    again = run_script(*command, env=settings)
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == line and "==" not in again.stdout
     assert (out / "round_1/model/model.safetensors").stat().st_mtime_ns == weights
-    other = run_script(*command[:2], "SEED=6", *command[3:])
+    other = run_script(*command, env=settings | {"SEED": "6"})
     assert other.returncode == 2 and "SEED=5" in other.stderr and "Traceback" not in other.stderr
-    more = run_script(*command[:3], "ROUNDS=2", *command[3:])
+    more = run_script(*command, env=settings | {"ROUNDS": "2"})
     assert more.returncode == 2 and "rounds was 1, now 2" in more.stderr and "Traceback" not in more.stderr

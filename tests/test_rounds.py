@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -263,7 +262,7 @@ MADE += (
 )
 
 
-def start(folder: Path, **settings: str) -> subprocess.Popen:
+def start(folder: Path, settings: dict[str, str]) -> subprocess.Popen:
     environment = {
         "CONFIG": str(folder / "train.yaml"),
         "ROUNDS": "2",
@@ -274,7 +273,6 @@ def start(folder: Path, **settings: str) -> subprocess.Popen:
         "TRAIN": "python",
         "REFERENCE": "start",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
@@ -287,13 +285,13 @@ def start(folder: Path, **settings: str) -> subprocess.Popen:
         )
 
 
-def finish(folder: Path, **settings: str) -> None:
-    status = start(folder, **settings).wait(600)
+def finish(folder: Path, settings: dict[str, str]) -> None:
+    status = start(folder, settings).wait(600)
     assert status == 0, (folder / "log").read_text()[-3000:]
 
 
 @pytest.mark.slow
-def test_a_killed_round_ends_with_the_same_files(world, tmp_path):
+def test_a_killed_round_ends_with_the_same_files(world, tmp_path, warm, chance):
     """Two rounds of DPO with adapters against the first model; then the second round again, killed with all its
     processes at a random moment, and continued."""
     shutil.copytree(world / "model", tmp_path / "model")
@@ -301,7 +299,7 @@ def test_a_killed_round_ends_with_the_same_files(world, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     (tmp_path / "train.yaml").write_text(TRAINING)
     out = tmp_path / "out put"
-    finish(tmp_path)
+    finish(tmp_path, warm)
     whole = contents(out, *MADE)
     held_out_prompts = {row["prompt"] for row in rows_of(out / "held_out.jsonl")}
     files = [out / "round_1/train/output_13.json", out / "round_2/train/output_1013.json"]
@@ -316,17 +314,14 @@ def test_a_killed_round_ends_with_the_same_files(world, tmp_path):
 
     shutil.rmtree(out / "round_2")
     shutil.rmtree(out / "held_out" / "2")
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    process = start(tmp_path)
+    process = start(tmp_path, warm)
     with suppress(subprocess.TimeoutExpired):
         process.wait(chance.uniform(5, 40))
     for pid in descendants(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(60)
-    finish(tmp_path)
+    finish(tmp_path, warm)
     again = contents(out, *MADE)
     assert again.keys() == whole.keys()
     assert [name for name in whole if whole[name] != again[name]] == []

@@ -138,13 +138,14 @@ def test_lora(config, tmp_path, monkeypatch, model_folder):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, warm):
     path = config(max_steps=8, save_strategy="steps", save_steps=3)
-    whole = run_script(sys.executable, SCRIPT, path, f"--output_dir={tmp_path / 'whole'}")
+    whole = run_script("python", SCRIPT, path, f"--output_dir={tmp_path / 'whole'}", env=warm)
     assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "killed"
-    command = [sys.executable, SCRIPT, path, f"--output_dir={killed}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    command = ["python", SCRIPT, path, f"--output_dir={killed}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=os.environ | warm, **quiet) as process:
         deadline = time.monotonic() + 300
         while not (killed / "checkpoint-3" / "trainer_state.json").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -154,7 +155,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
     torn = killed / "checkpoint-7"  # as if killed while writing the next one
     shutil.copytree(newest, torn)
     (torn / "trainer_state.json").unlink()
-    resumed = run_script(*command)
+    resumed = run_script(*command, env=warm)
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming from {newest}" in resumed.stdout and f"skipping {torn}" in resumed.stderr
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))

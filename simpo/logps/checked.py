@@ -1,7 +1,7 @@
 """Log-probabilities by the fastest exact path for a model, which is tried on a few tokens before it is trusted."""
 
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ class CheckedLogps:
 
     def __init__(self, args: Any, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator
+        self.cores: WeakKeyDictionary[nn.Module, ReferenceType[PreTrainedModel]] = WeakKeyDictionary()
         self.paths: WeakKeyDictionary[nn.Module, FastPath] = WeakKeyDictionary()
 
     def __call__(self, model: nn.Module, batch: dict[str, torch.Tensor], with_weights: bool = False) -> ResponseLogps:
@@ -37,15 +38,21 @@ class CheckedLogps:
         Raises:
             UserError: `fused_logps` asks for a path that does not give this model's log-probabilities.
         """
-        core, path, pad = self.accelerator.unwrap_model(model), self.path(model, batch), self.args.label_pad_token_id
+        core, path, pad = self.core(model), self.path(model, batch), self.args.label_pad_token_id
         settings = {"label_pad_token_id": pad, "with_weights": with_weights}
         if path.fused:
             return fast_logps(model, core, path, **batch, **settings, logits_memory=self.args.logits_memory)
         return plain_logps(model, **batch, **settings)
 
+    def core(self, model: nn.Module) -> PreTrainedModel:
+        """What the accelerator wrapped. To ask it takes milliseconds each time: it reads packages' metadata."""
+        if model not in self.cores:
+            self.cores[model] = ref(self.accelerator.unwrap_model(model))
+        return self.cores[model]()
+
     def path(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> FastPath:
         """The path for a model; arguments and errors as in a call."""
-        core = self.accelerator.unwrap_model(model)
+        core = self.core(model)
         if core not in self.paths:
             self.paths[core] = self._tried(model, core, batch)
         return self.paths[core]
