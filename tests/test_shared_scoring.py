@@ -14,7 +14,7 @@ from rewards.batches import make_shared_batches, shared_length
 from rewards.decoder import Decoder
 from simpo.console import UserError
 from simpo.logps.branches import Rows
-from tiny_reward_models import tiny_armorm, tiny_classifier, tiny_encoder
+from tiny_reward_models import tiny_armorm, tiny_classifier, tiny_encoder, tiny_pairrm
 
 WINDOW = {"sliding_window": 16}
 MODELS = {
@@ -196,6 +196,9 @@ def test_models_that_cannot(tmp_path):
     assert "row of its own (bert models are not known" in loaded(bert).how()
     with pytest.raises(UserError, match=r"shared_prompt: not with .*bert models are not known"):
         load_reward_model(bert, Options(shared_prompt=True))
+
+    with pytest.raises(UserError, match="shared_prompt: PairRM reads"):
+        load_reward_model(tiny_pairrm(tmp_path / "pairrm"), Options(shared_prompt=True))
 
     ahead = Path(tiny_classifier(tmp_path / "ahead"))
     config = json.loads((ahead / "config.json").read_text())

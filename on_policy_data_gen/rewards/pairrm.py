@@ -79,6 +79,8 @@ class PairRMSource(Checkpoint):
     def check(self) -> None:
         if self.options.max_length is not None:
             raise UserError("max_length: PairRM cuts texts by rules of its own")
+        if self.options.shared_prompt:
+            raise UserError("shared_prompt: PairRM reads a prompt with two responses at a time")
 
     def probe(self) -> None:
         """Everything fits: see `encode`."""
