@@ -105,7 +105,7 @@ def score_share(
         scored = iter([score_with(make_team(), source, chunks, is_done)])
     if how := source.how():
         say(f"scoring: {how}")
-    total = sum(len(set(chunk)) for chunk in chunks)
+    total = sum(not is_done(unit) for chunk in chunks for unit in set(chunk))
     with progress(total, "scoring", "response", disable=processes.rank > 0) as bar:
         for batches in scored:
             with closing(batches):

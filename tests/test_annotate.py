@@ -148,6 +148,7 @@ def test_what_cannot_be_scored_is_kept_counted_and_asked_again_only_on_request(m
     assert (tmp_path / "out" / "journal" / "scores.0.jsonl").read_text() == journal
     assert "cannot be scored, 1 times" in capsys.readouterr().err
     run(monkeypatch, *argv, "--retry_failed")
+    assert "scoring: 3 of 3 responses" in capsys.readouterr().err
     assert (tmp_path / "out" / "journal" / "scores.0.jsonl").read_text() != journal
     assert [row["all_rm_scores"] for row in read(tmp_path / "out", "all_outputs_rm.json")] == scores
 

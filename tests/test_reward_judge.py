@@ -78,7 +78,7 @@ def test_every_response_is_rated_once(annotated, tmp_path):
     conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     conversation.append({"role": "user", "content": "Who are you?"})
     write_rows(tmp_path, 4, {"prompt": conversation, "all_generated_responses": ["good", "bad"]})
-    with serving(rating) as server:
+    with serving(rating, slow=0.1) as server:
         said, found = annotated(server.url)
         assert len(server.served) == 15 and server.busiest == 2  # 14 responses, and the first one of all
         annotated(server.url, "--pair_selection", "wpo_v2", "--concurrency", "3")
