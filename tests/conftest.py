@@ -29,7 +29,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+# The files that take longest, in this order before all others: what the workers end with is short.
+LONGEST = ["quickstart", "rounds", "cluster", "decode", "engine", "rerun", "zero3", "eval_pipeline", "run_preference"]
+LONGEST += ["run_simpo", "golden", "pipeline", "run_reward", "distributed", "nodes", "token_batches"]
+
+
 def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -155,7 +155,7 @@ def test_decoding_survives_machines_and_the_driver(two, tmp_path):
     llama = tiny_llama(tmp_path / "llama")
     data = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"What is {i} plus {i % 7}?"} for i in range(60)])
     argv = [DECODE, "--model", llama, "--data_dir", str(data), "--seed", "1", "2", "--max_num_seqs", "4"]
-    argv += ["--max_model_len", "512", "--max_tokens", "200", "--dtype", "float32", "--output_dir"]
+    argv += ["--max_model_len", "512", "--max_tokens", "100", "--dtype", "float32", "--output_dir"]
     out, journals = tmp_path / "out", tmp_path / "out" / "journal"
     over = [*argv, str(out), "--data_parallel_size", "2", "--ray_address", two.address]
 

@@ -330,7 +330,7 @@ def test_one_run_at_a_time(finished, fails, tmp_path):
         assert "another run is writing to this folder" in fails(main, path, f"--output_dir={tmp_path / 'out'}")
 
 
-def test_a_killed_launcher_leaves_no_trainer(config, tmp_path):
+def test_a_killed_launcher_leaves_no_trainer(config, tmp_path, warm):
     path = config(max_steps=10_000, save_strategy="steps", save_steps=1, save_total_limit=1)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu", SCRIPT, path]
     checkpoints = tmp_path / "out"
@@ -338,7 +338,7 @@ def test_a_killed_launcher_leaves_no_trainer(config, tmp_path):
         while not list(checkpoints.glob("checkpoint-*/digests.json")):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.1)
-        second = run_script(sys.executable, SCRIPT, path)
+        second = run_script("python", SCRIPT, path, env=warm)
         assert second.returncode == 2 and "another run is writing to this folder" in second.stderr
         process.kill()
         process.communicate(timeout=600)  # which ends when nobody holds its pipe any more
