@@ -4,7 +4,8 @@
 
 `folder` gets a `python`, to be put first in PATH and to be named by PYTHON_EXEC (whom torch's launcher starts). Called
 with a script it is a process as any other: arguments, environment, working folder, standard streams and exit status are
-its own, and what kills it kills the script. With anything else it is Python itself.
+its own, and what kills it kills the script. But the libraries have read the environment of the first process when they
+were imported, and the script is not its caller's child. With anything else than a script it is Python itself.
 """
 
 import atexit
@@ -52,7 +53,10 @@ def start(folder: Path) -> subprocess.Popen:
         listener.bind(address)
         listener.listen(100)  # who comes while the libraries are imported waits
         return subprocess.Popen(
-            [sys.executable, __file__, str(listener.fileno())], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]
+            [sys.executable, __file__, str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is for pytest
         )
 
 
