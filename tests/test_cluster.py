@@ -107,7 +107,6 @@ def test_a_machine_that_joins_late_without_the_model(machines, tmp_path, capsys)
             time.sleep(0.5)
     assert sorted(done) == [2 * n for n in range(100, 400)]
     said = capsys.readouterr().err
-    assert "room for 1 of 2 engines" in said
     assert f"model: there is no folder {llama}" in said and "the others go on without it" in said
 
 
@@ -155,7 +154,7 @@ def test_decoding_survives_machines_and_the_driver(two, tmp_path):
     llama = tiny_llama(tmp_path / "llama")
     data = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"What is {i} plus {i % 7}?"} for i in range(60)])
     argv = [DECODE, "--model", llama, "--data_dir", str(data), "--seed", "1", "2", "--max_num_seqs", "4"]
-    argv += ["--max_model_len", "512", "--max_tokens", "100", "--dtype", "float32", "--output_dir"]
+    argv += ["--max_model_len", "512", "--max_tokens", "200", "--dtype", "float32", "--output_dir"]
     out, journals = tmp_path / "out", tmp_path / "out" / "journal"
     over = [*argv, str(out), "--data_parallel_size", "2", "--ray_address", two.address]
 
@@ -163,9 +162,9 @@ def test_decoding_survives_machines_and_the_driver(two, tmp_path):
         return sum(path.read_bytes().count(b"\n") for path in journals.glob("*.jsonl"))
 
     driver = Started(over, errors=tmp_path / "first").process
-    for count, then in ((30, two.kill), (60, driver.kill)):
-        end = time.monotonic() + 600
-        while answered() < count and driver.is_alive():
+    for said, then in (("", two.kill), ("is lost", driver.kill)):
+        end, before = time.monotonic() + 600, answered()
+        while driver.is_alive() and (answered() < before + 30 or said not in (tmp_path / "first").read_text()):
             assert time.monotonic() < end
             time.sleep(0.05)
         assert driver.is_alive(), (tmp_path / "first").read_text()
@@ -182,4 +181,3 @@ def test_decoding_survives_machines_and_the_driver(two, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
         assert len(json.loads((out / name).read_bytes())) == 60
     assert not list(journals.iterdir())
-    assert "is lost" in (tmp_path / "first").read_text()
