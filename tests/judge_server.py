@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             fault = server.faults.pop(0) if server.faults else server.fault_of(request)
-            server.busy += fault != "timeout"
+            server.busy += not fault
             server.busiest = max(server.busiest, server.busy)
         try:
             if fault:
@@ -104,12 +104,10 @@ class Handler(BaseHTTPRequestHandler):
                 text = " ".join(words[:limit]) if is_cut else text
                 with server.lock:
                     server.served.append({"messages": request["messages"], "reply": text, "request": request})
+                    server.busy -= 1  # before the client, who then asks again, has the reply
                 self.send(200, completion(request["model"], text, logprobs, "length" if is_cut else "stop"), {})
         except (BrokenPipeError, ConnectionResetError):  # the client was killed
             pass
-        finally:
-            with server.lock:
-                server.busy -= fault != "timeout"
 
     def misbehave(self, fault: str) -> None:
         self.server.refused.append(fault)
