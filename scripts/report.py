@@ -17,8 +17,10 @@ In RUN_DIR and the folders at most two levels below it (models/sft, round_1/trai
     output_{seed}.json, skipped_prompts.json, all_outputs.json      in the same folder: what was sampled and dropped
 
 In RUN_DIR itself:
-    answers_before.json, answers_after.json         [{prompt, answer, correct (true or false, optional), expected
-                                                    (optional)}]: greedy answers of the first and the last model
+    answers_before.json, answers_after.json         [{prompt, answer}]: greedy answers of the first and the last model;
+                                                    optional: correct (true or false), expected (a text), and what
+                                                    correct answers are counted by: kind, family (texts), seen (whether
+                                                    the kind was trained on)
     summary.json            {accuracy_before, accuracy_after (0 to 1), n, mean_length_before, mean_length_after (in
                             tokens), seconds}
     rounds.json, held_out/{0,1,...}/output_0.json, held_out/all_outputs_rm.json     (run_rounds.sh's) the answers of

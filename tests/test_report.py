@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from report import main
-from reporting.numbers import gain, groups, headline, measures, points, warnings_of
+from reporting.headline import headline, warnings_of
+from reporting.numbers import MINUS, gain, groups, measures, points
 from reporting.page import dropped_rows, render, settings_blocks
 from reporting.read import names_of, read_run
 from simpo.console import UserError
@@ -132,7 +133,23 @@ def test_headline_is_the_graded_answers_with_their_paired_error(tmp_path):
     top = headline(run)
     assert top.figure == "50.0 % → 75.0 %" and top.tone == "neutral"
     assert top.text.startswith("No clear change: +25.0 points") and "2 answers became right, 1 became wrong" in top.text
-    assert "19 → 7 tokens" in top.text and "1 min 5 s" in top.text
+    assert "19 → 7.0 tokens" in top.text and "1 min 5 s" in top.text
+
+
+def test_kinds_that_changed_clearly_are_on_the_first_screen(tmp_path):
+    for side, grades in (("before", "w" * 16 + "r" * 12), ("after", "r" * 16 + "w" * 10 + "rr")):
+        rows = graded(grades)
+        for number, row in enumerate(rows):
+            row |= {"kind": "short" if number < 16 else "long", "seen": number % 2 == 0}
+        write(tmp_path / f"answers_{side}.json", rows)
+    run = read_run(tmp_path, "run")
+    # long: ten of twelve became wrong, differences -1 (10 times) and 0 (twice): standard error sqrt((10 / 6) / 11 / 12)
+    assert headline(run).text.endswith(f"\nBetter: short (+100.0 ± 0.0).\nWorse: long ({MINUS}83.3 ± 11.2).")
+    kinds = {m.what: m.value for m in measures(run) if m.where.startswith("Correct of each kind")}
+    assert list(kinds)[::3] == ["short (n = 16)", "long (n = 12)"]
+    assert kinds["long (n = 12)"] == f"100.0 → 16.7 ({MINUS}83.3 ± 11.2)"
+    assert kinds["trained on (n = 14)"] == kinds["not trained on (n = 14)"] == "42.9 → 64.3 (+21.4 ± 26.1)"
+    assert "Worse: long" in Elements(render([run])).text
 
 
 def test_summary_alone_gives_unpaired_errors(tmp_path):

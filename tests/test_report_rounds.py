@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_report import Elements, training, write
 
-from reporting.numbers import NONE
+from reporting.numbers import MINUS, NONE
 from reporting.page import render
 from reporting.read import read_run
-from reporting.rounds import rounds_headline, rounds_table
+from reporting.rounds import rounds_headline, rounds_table, run_headline
 
 CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 PROMPTS = ["a", "b", "c", CONVERSATION]
@@ -86,6 +86,17 @@ def test_graded_answers_of_each_round(tmp_path):
     assert cells(run)["correct, %"] == ["25.0 ± 25.0", "50.0 ± 28.9", "100.0 ± 0.0"]
     assert cells(run)["change from the start, points, paired by prompt"] == [NONE, "+25.0 ± 25.0", "+75.0 ± 25.0"]
     assert rounds_headline(run) is None  # the grades say more
+
+
+@pytest.mark.parametrize(("after", "is_worse"), [("w" * 16, True), ("r" * 15 + "w", False)])
+def test_a_round_that_was_better_than_the_last_is_named(tmp_path, after, is_worse):
+    three_models(tmp_path)
+    for name, grades in (("before", "w" * 16), ("round_1", "r" * 16), ("after", after)):
+        rows = [{"prompt": f"p{i}", "answer": "x", "correct": grade == "r"} for i, grade in enumerate(grades)]
+        write(tmp_path / f"answers_{name}.json", rows)
+    text = run_headline(read_run(tmp_path, "run")).text
+    best = f"Best was round 1 with 100.0 % correct: {MINUS}100.0 ± 0.0 from there to round 2."
+    assert text.endswith(best) if is_worse else "Best was" not in text
 
 
 @pytest.mark.parametrize("scored", [True, False])

@@ -47,133 +47,12 @@ GRADED = {
 UNGRADED = {False: "changed", True: "unchanged"}
 
 
-class Headline(NamedTuple):
-    """What became better (or did not), in a figure and a sentence."""
-
-    figure: str
-    tone: str
-    """better, worse or neutral."""
-    text: str
-
-
 class Measure(NamedTuple):
     """One evaluation number, with its standard error after ±."""
 
     where: str
     what: str
     value: str
-
-
-# ---- headline ------------------------------------------------------------------------------------------------------
-
-
-def headline(run: Run) -> Headline:
-    """What the run achieved, by the best evidence it left: graded answers, scores, held-out pairs, training loss."""
-    if (result := gain(run)) is not None:
-        return answers_headline(run, *result)
-    for name, models in run.scores.items():
-        model, numbers = next(iter(models.items()))
-        for measure in score_measures(name, numbers) if len(models) == 1 else ():
-            return Headline(measure.value, "neutral", f"{measure.what} of {model} ({name}).")
-    for stage in reversed(run.stages):
-        if found := stage_headline(stage):
-            return found
-    pairs = sum(len(data.pairs) for data in run.data)
-    if pairs:
-        return Headline(f"{pairs:,} pairs", "neutral", "of responses that a reward model scored.")
-    return Headline(NONE, "neutral", "nothing measured yet.")
-
-
-class Gain(NamedTuple):
-    """Accuracy of the answers before and after."""
-
-    before: float
-    after: float
-    n: int
-    error: float
-    """Standard error of the difference."""
-    is_paired: bool
-
-
-def gain(run: Run) -> tuple[Gain, Comparison | None] | None:
-    """Accuracy before and after, from the graded answers, else from the summary."""
-    graded = next((c for c in run.comparisons if c.is_graded), None)
-    if graded:
-        was = np.array([change.was_correct for change in graded.changes], dtype=float)
-        now = np.array([change.is_correct for change in graded.changes], dtype=float)
-        return Gain(was.mean(), now.mean(), len(was), standard_error(now - was), True), graded
-    before, after, n = (run.summary.get(key) for key in ("accuracy_before", "accuracy_after", "n"))
-    if before is None or after is None or not n:
-        return None
-    return Gain(before, after, n, math.hypot(share_error(before, n), share_error(after, n)), False), None
-
-
-def answers_headline(run: Run, result: Gain, graded: Comparison | None) -> Headline:
-    change = result.after - result.before
-    tone = tone_of(change, result.error)
-    verdict = {"neutral": "No clear change: ", "better": "", "worse": "Worse: "}[tone]
-    text = (
-        f"{verdict}{signed(100 * change, 1)} points of correct answers "
-        f"(standard error {100 * result.error:.1f}) on {result.n:,} prompts"
-    )
-    if graded:
-        found = groups(graded)
-        text += f"; {len(found['became right'])} answers became right, {len(found['became wrong'])} became wrong"
-    lengths = [run.summary.get(f"mean_length_{side}") for side in ("before", "after")]
-    if None not in lengths:
-        text += f". Mean length {' → '.join(map(number, lengths))} tokens"
-    if run.summary.get("seconds"):
-        text += f". Took {duration(run.summary['seconds'])}"
-    return Headline(f"{100 * result.before:.1f} % → {100 * result.after:.1f} %", tone, text + ".")
-
-
-def stage_headline(stage: Stage) -> Headline | None:
-    """Reward accuracy, or else the loss, from the first evaluation to the last; without any, over the training."""
-    for prefix, where in (("eval_", "held-out"), ("", "training")):
-        losses, margins, accuracies = (points(stage, names, prefix)[1] for _, names in METRICS[:3])
-        values = accuracies or losses
-        if not values:
-            continue
-        ends = (values[0], values[-1]) if prefix else ends_of(values)
-        tone = "neutral"
-        figures = [f"{100 * value:.1f} %" if accuracies else f"{value:.3f}" for value in ends]
-        text = f"of {where} pairs have the higher reward on the chosen response" if accuracies else f"{where} loss"
-        text += f" in {stage.name}" if stage.name != ITSELF else ""
-        if len(values) > 1:
-            text += ", first evaluation to last" if prefix else ", first tenth of the steps to last"
-        if margins:
-            text += f"; mean margin {number(margins[-1])} at the end"
-        if prefix and accuracies and (count := stage.results.get("eval_samples")):
-            errors = [share_error(share, count) for share in ends]
-            text += f"; standard errors {100 * errors[0]:.1f} and {100 * errors[1]:.1f} points"
-            tone = tone_of(ends[1] - ends[0], math.hypot(*errors))
-        return Headline(" → ".join(figures if len(values) > 1 else figures[1:]), tone, text + ".")
-    return None
-
-
-def tone_of(change: float, error: float) -> str:
-    """A change within two standard errors is none."""
-    return "neutral" if abs(change) <= 2 * error else "better" if change > 0 else "worse"
-
-
-def ends_of(values: Sequence[float]) -> tuple[float, float]:
-    tenth = max(1, len(values) // 10)
-    return float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))
-
-
-def warnings_of(run: Run) -> list[str]:
-    """What a reader must not overlook."""
-    found = []
-    for stage in run.stages:
-        bad = [e for e in stage.history if any(is_bad(e.get(key)) for key in ("loss", "eval_loss", "grad_norm"))]
-        if bad:
-            steps = f"{len(bad)} logged steps, first at step {bad[0].get('step')}"
-            found.append(f"{stage.name}: the loss or the gradient is not a number at {steps}.")
-        if not stage.history:
-            found.append(f"{stage.name}: has not logged anything; it may still run, or was stopped early.")
-        elif not any("total_flos" in entry for entry in stage.history):
-            found.append(f"{stage.name}: not finished; the curves end at its newest checkpoint.")
-    return found
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -192,20 +71,64 @@ def evaluation_blocks(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, li
     ]
 
 
+class Gain(NamedTuple):
+    """Accuracy of the answers before and after."""
+
+    before: float
+    after: float
+    n: int
+    error: float
+    """Standard error of the difference."""
+    is_paired: bool
+
+    @property
+    def change(self) -> str:
+        """In points, with its standard error."""
+        return f"{signed(percent(self.after - self.before), 1)} ± {percent(self.error):.1f}"
+
+
+def gain(run: Run) -> tuple[Gain, Comparison | None] | None:
+    """Accuracy before and after, from the graded answers, else from the summary."""
+    graded = next((c for c in run.comparisons if c.is_graded), None)
+    if graded:
+        return gain_of(graded.changes), graded
+    before, after, n = (run.summary.get(key) for key in ("accuracy_before", "accuracy_after", "n"))
+    if before is None or after is None or not n:
+        return None
+    return Gain(before, after, n, math.hypot(share_error(before, n), share_error(after, n)), False), None
+
+
+def gain_of(changes: Sequence[Change]) -> Gain:
+    """Of graded answers."""
+    was = np.array([change.was_correct for change in changes], dtype=float)
+    now = np.array([change.is_correct for change in changes], dtype=float)
+    return Gain(was.mean(), now.mean(), len(was), standard_error(now - was), True)
+
+
+def gains_by_group(graded: Comparison) -> dict[str, Gain]:
+    """Of each group of prompts, the largest gain first."""
+    names = dict.fromkeys(name for change in graded.changes for name in change.groups)
+    gains = {name: gain_of([change for change in graded.changes if name in change.groups]) for name in names}
+    return dict(sorted(gains.items(), key=lambda item: item[1].before - item[1].after))
+
+
 def measures(run: Run) -> Iterable[Measure]:
     """All evaluation numbers of a run, with standard errors where they can be told."""
     if (found := gain(run)) is not None:
-        result = found[0]
+        result, graded = found
         where = f"Answers to {result.n:,} prompts"
         for what, share in (("before", result.before), ("after", result.after)):
-            yield Measure(where, f"correct {what}, %", with_error(100 * share, 100 * share_error(share, result.n), 1))
+            error = percent(share_error(share, result.n))
+            yield Measure(where, f"correct {what}, %", with_error(percent(share), error, 1))
         kind = "paired by prompt" if result.is_paired else "unpaired"
-        change = f"{signed(100 * (result.after - result.before), 1)} ± {100 * result.error:.1f}"
-        yield Measure(where, f"difference, points ({kind})", change)
+        yield Measure(where, f"difference, points ({kind})", result.change)
+        for name, own in gains_by_group(graded).items() if graded else ():
+            text = f"{percent(own.before):.1f} → {percent(own.after):.1f} ({own.change})"
+            yield Measure("Correct of each kind, %: before, after, difference", f"{name} (n = {own.n:,})", text)
     for side in ("before", "after"):
         if run.summary.get(f"mean_length_{side}") is not None:
             where = f"Answers to {run.summary['n']:,} prompts" if run.summary.get("n") else "Answers"
-            yield Measure(where, f"mean length {side}, tokens", number(run.summary[f"mean_length_{side}"]))
+            yield Measure(where, f"mean length {side}, tokens", length(run.summary[f"mean_length_{side}"]))
     for name, models in run.scores.items():
         for model, numbers in models.items():
             if len(models) == 1:  # so that one model of each run stands beside the others
@@ -291,6 +214,16 @@ def is_bad(value: Any) -> bool:
 def number(value: float) -> str:
     """Four significant digits, with a real minus sign."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}".replace("-", MINUS)
+
+
+def percent(share: float) -> float:
+    """A share in percent, without the last bits that would round 51.75 down."""
+    return round(100 * share, 9)
+
+
+def length(value: float) -> str:
+    """A mean length: no more digits than mean something."""
+    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def signed(value: float, decimals: int) -> str:

@@ -9,9 +9,10 @@ import jinja2
 import numpy as np
 
 from reporting import plots
-from reporting.numbers import METRICS, NONE, evaluation_blocks, groups, headline, number, points, warnings_of
+from reporting.headline import warnings_of
+from reporting.numbers import METRICS, NONE, evaluation_blocks, groups, number, points
 from reporting.read import Change, Run, ScoredData, Stage
-from reporting.rounds import mean_and_error, rounds_headline, rounds_table
+from reporting.rounds import mean_and_error, rounds_table, run_headline
 
 BETWEEN_RUNS, BETWEEN_STAGES, OTHERS = "Different between the runs", "Different between the stages", "All others"
 SAME_AXIS = ("logps/chosen", "logps/rejected")  # drawn to one scale, so that they compare
@@ -57,7 +58,7 @@ def render(runs: Sequence[Run]) -> str:
         colours=plots.COLOURS,
         chosen_colour=plots.CHOSEN,
         rejected_colour=plots.REJECTED,
-        headlines=[(run.name, rounds_headline(run) or headline(run), warnings_of(run)) for run in runs],
+        headlines=[(run.name, run_headline(run), warnings_of(run)) for run in runs],
         rounds=[(run.name, run.rounds, rounds_table(run), round_plots(run)) for run in runs if run.rounds],
         evaluation=evaluation_blocks(runs),
         settings=settings,

@@ -61,6 +61,8 @@ class Change(NamedTuple):
     was_correct: bool | None
     is_correct: bool | None
     expected: str | None
+    groups: tuple[str, ...] = ()
+    """What the prompt belongs to: answers are counted for each of these apart, too."""
 
 
 @dataclass
@@ -242,11 +244,18 @@ def read_answers(folder: Path) -> list[Comparison]:
             was_correct=row.get("correct"),
             is_correct=after[key].get("correct"),
             expected=after[key].get("expected", row.get("expected")),
+            groups=groups_of(row),
         )
         for key, row in before.items()
         if key in after
     ]
     return [Comparison("before", "after", changes)] if changes else []
+
+
+def groups_of(row: Row) -> tuple[str, ...]:
+    """The kind or family of a graded row's prompt, and whether it was trained on."""
+    trained = [f"{'' if row['seen'] else 'not '}trained on"] if isinstance(row.get("seen"), bool) else []
+    return (*trained, *(row[key] for key in ("kind", "family") if isinstance(row.get(key), str)))
 
 
 def read_generations(folder: Path) -> list[Comparison]:

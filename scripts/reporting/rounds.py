@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from reporting.checks import Row
-from reporting.numbers import NONE, Headline, gain, is_finite, number, share_error, signed, standard_error, tone_of
+from reporting.headline import Headline, headline, tone_of
+from reporting.numbers import NONE, gain, is_finite, number, share_error, signed, standard_error
 from reporting.numbers import with_error as plus_minus
 from reporting.read import Run, ScoredData, Stage
 
@@ -112,6 +113,30 @@ def named(parts: Iterable[Any], name: str) -> Any:
 
 
 # ---- the headline --------------------------------------------------------------------------------------------------
+
+
+def run_headline(run: Run) -> Headline:
+    """A run's headline; of rounds, with the one that was better than the last, if one was."""
+    top = rounds_headline(run) or headline(run)
+    return top._replace(text=top.text + better_round(run))
+
+
+def better_round(run: Run) -> str:
+    """The best round where the newest model is worse by more than two standard errors, paired by prompt."""
+    models = run.rounds.models if run.rounds else []
+    for what, scale, digits in (("correct", 100, 1), ("rewards", 1, 3)):
+        measured = [(model.name, getattr(model, what)) for model in models if getattr(model, what)]
+        if len(measured) < 2:
+            continue
+        best, values = max(measured, key=lambda item: np.mean(list(item[1].values())))
+        last, newest = measured[-1]
+        found = mean_and_error([newest[prompt] - values[prompt] for prompt in newest if prompt in values], scale)
+        if not found or tone_of(*found) != "worse":
+            return ""
+        mean, unit = np.mean(list(values.values())) * scale, " % correct" if scale == 100 else " mean reward"
+        change = f"{signed(found[0], digits)} ± {found[1]:.{digits}f}"
+        return f"\nBest was {best} with {mean:.{digits}f}{unit}: {change} from there to {last}."
+    return ""
 
 
 def rounds_headline(run: Run) -> Headline | None:
