@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import train_step
-from train_step import Case, add_size, cell, found_by, size
+from sides import Case, make_rows, size
+from train_step import add_size, cell, found_by
 
 HERE = Path(__file__).parent
 PREDICTIONS = """\
@@ -130,7 +131,7 @@ def annotate(args: argparse.Namespace) -> dict[str, Any]:
     from tiny_reward_models import tiny_classifier
 
     torch.backends.cuda.enable_cudnn_sdp(False)  # as reward_model_annotate does
-    rows = train_step.make_rows(Case((), 60, args.length, spread=(0.1, 2)), args.count // 2)
+    rows = make_rows(Case((), 60, args.length, spread=(0.1, 2)), args.count // 2)
     units = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
     with tempfile.TemporaryDirectory() as folder:
         name = tiny_classifier(Path(folder), "llama", **size(args))

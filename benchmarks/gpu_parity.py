@@ -13,9 +13,10 @@ import json
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sides import size
 from simpo.logps.fused import FastPath, fast_logps
 from simpo.logps.plain import plain_logps
-from train_step import add_size, size
+from train_step import add_size
 
 CHECKS, ROOM = 30, 1.5
 

@@ -27,7 +27,9 @@ def write_candidates(path: Path, count: int, seed: int = 0, responses: int = 4) 
     return path
 
 
-def run(monkeypatch, *argv: object) -> None:
+def run(monkeypatch, *argv: object, drawn: bool = False) -> None:
+    if not drawn:  # the picture takes most of the time
+        monkeypatch.setattr("summary.draw", lambda path, *data: path.write_bytes(b"picture"))
     monkeypatch.setattr(sys, "argv", ["reward_model_annotate.py", "--torch_dtype", "float32", *map(str, argv)])
     main()
 

@@ -17,6 +17,13 @@ def words(i: int) -> str:
     return f"Question number {i}: what is {i} plus {i % 5}?" + " Please explain." * (i % 3)
 
 
+def write_alpaca_config(folder: Path, template: str, **kwargs: object) -> Path:
+    """A generator's configuration as the AlpacaEval package has it."""
+    entry = {"prompt_template": template, "fn_completions": "vllm_local_completions", "completions_kwargs": kwargs}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"name": entry}))
+    return folder / "config.yaml"
+
+
 def question_rows(benchmark: str) -> list[dict]:
     if benchmark == "alpacaeval2":
         return [{"dataset": "made", "instruction": words(i)} for i in range(8)]

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import gpu
+import sides
 import train_step
 
 RUN = {
@@ -71,14 +72,14 @@ def test_what_a_process_found_or_why_not(tmp_path, program, found):
 @pytest.mark.parametrize("case", ["short", "wpo"])
 def test_both_sides_train_on_the_same_tokens(tmp_path, case):
     args = train_step.arguments(["--hidden=64", "--layers=1", "--vocabulary=512"])
-    train_step.make_model(args, str(tmp_path / "model"))
+    sides.make_model(args, str(tmp_path / "model"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     tokenizer.pad_token = tokenizer.eos_token
-    rows = Dataset.from_list(train_step.make_rows(train_step.CASES[case], 8))
+    rows = Dataset.from_list(sides.make_rows(sides.CASES[case], 8))
     trained = []
     for side in ("ours", "trl"):
-        trainer = train_step.make_trainer(
-            args, side, train_step.CASES[case], "float32", str(tmp_path / "model"), train_dataset=rows,
+        trainer = sides.make_trainer(
+            args, side, sides.CASES[case], "float32", str(tmp_path / "model"), train_dataset=rows,
             processing_class=tokenizer, output_dir=str(tmp_path),
         )  # fmt: skip
         trained.append([sequences(row) for row in trainer.train_dataset])

@@ -18,7 +18,7 @@ import transformers.modeling_utils
 import transformers.utils.import_utils
 from accelerate import Accelerator
 from conftest import losses
-from torch.fx.experimental.proxy_tensor import make_fx
+from flash_attention import flash_attn_func, flash_attn_varlen_func
 from torch.nn.attention import flex_attention
 from transformers.utils import is_flash_attn_2_available
 
@@ -32,45 +32,13 @@ from simpo.logps.branches import Rows
 from simpo.logps.checked import CheckedLogps
 from simpo.logps.flex import Flex
 from simpo.logps.plain import plain_logps
-from simpo.logps.varlen import Varlen, lay_out_call, lay_out_calls
+from simpo.logps.varlen import Varlen, lay_out_call
 from simpo.train import weights
 from simpo.train.weights import choose_attention
 from simpo_config import SimPOConfig
 
 BY_SPANS = [path for path in PATHS if path.shared_prompt or path.padding_free]
 KERNEL = "kernels-community/flash-attn2"
-
-
-def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, deterministic=False, s_aux=None,
-):  # fmt: skip
-    """q (N, heads, d); k, v (M, key heads, d); sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1]."""
-    found = []
-    for (start, end), (first, last) in zip(
-        *(c.long().unfold(0, 2, 1) for c in (cu_seqlens_q, cu_seqlens_k)), strict=True
-    ):
-        assert end - start <= max_seqlen_q and last - first <= max_seqlen_k
-        keys, values = (x[first:last].repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        scores = torch.einsum("ihd,jhd->hij", q[start:end], keys) * (softmax_scale or q.shape[-1] ** -0.5)
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        offset = torch.arange(last - first) - torch.arange(end - start)[:, None] - (last - first) + (end - start)
-        if causal:
-            scores = scores.masked_fill(offset > 0, -torch.inf)
-        if window_size[0] >= 0:
-            scores = scores.masked_fill(offset < -window_size[0], -torch.inf)
-        if s_aux is not None:
-            scores = torch.cat([scores, s_aux.view(-1, 1, 1).expand(-1, end - start, 1)], dim=2)
-        found.append(torch.einsum("hij,jhd->ihd", scores.softmax(dim=2)[..., : last - first], values))
-    return torch.cat(found)
-
-
-def flash_attn_func(q, k, v, **kwargs):
-    """q (B, T, heads, d); k, v (B, S, key heads, d)."""
-    limits = [torch.arange(len(q) + 1, dtype=torch.int32) * part.shape[1] for part in (q, k)]
-    flat = (part.flatten(0, 1) for part in (q, k, v))
-    return flash_attn_varlen_func(*flat, *limits, q.shape[1], k.shape[1], **kwargs).view(q.shape)
 
 
 @pytest.fixture
@@ -141,27 +109,6 @@ def test_what_the_kernel_is_called_with(kernel):
             assert call["causal"] and call["softcap"] == 2.0 and call["max_seqlen_k"] >= call["max_seqlen_q"]
 
 
-def test_calls_by_hand():
-    """Two rows: prompt 2, chosen 1, rejected 2 and padding; no prompt, chosen 3 and rejected 1."""
-    (prompts, responses), order = lay_out_calls(Rows([[(2, 1, 2)], [(0, 3, 1)]], 6, torch.device("cpu")))
-    assert prompts.queries.tolist() == prompts.keys.tolist() == [0, 1, 6, 7, 8, 9]
-    assert prompts.limits["cu_seq_lens_q"].tolist() == prompts.limits["cu_seq_lens_k"].tolist() == [0, 2, 5, 6]
-    assert responses.queries.tolist() == [2, 3, 4] and responses.keys.tolist() == [0, 1, 2, 0, 1, 3, 4]
-    assert responses.limits["cu_seq_lens_q"].tolist() == [0, 1, 3]
-    assert responses.limits["cu_seq_lens_k"].tolist() == [0, 3, 7]
-    assert (responses.limits["max_length_q"], responses.limits["max_length_k"]) == (2, 4)
-    assert order.tolist() == [0, 1, 6, 7, 8, 9, 2, 3, 4, 5, 9, 9]
-
-
-def test_calls_of_three_responses_by_hand():
-    """Prompt 2 with 1, 0 and 2; then a prompt of 1 by itself, in the same row."""
-    (prompts, responses), order = lay_out_calls(Rows([[(2, 1, 0, 2), (1,)]], 6, torch.device("cpu")))
-    assert prompts.queries.tolist() == prompts.keys.tolist() == [0, 1, 5]
-    assert responses.queries.tolist() == [2, 3, 4] and responses.keys.tolist() == [0, 1, 2, 0, 1, 3, 4]
-    assert responses.limits["cu_seq_lens_q"].tolist() == [0, 1, 3]
-    assert order.tolist() == [0, 1, 3, 4, 5, 2]
-
-
 SPANS = [[(9, 4, 0, 12, 1), (0, 3, 5), (6,), (11, 2)]]
 
 
@@ -198,28 +145,6 @@ def hidden_states(model, attention):
 def test_any_number_of_responses(kernel, flex_on_cpu, case, attention):
     alone, found = hidden_states(tiny(case).base_model, attention)
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=5e-5)
-
-
-def test_block_mask_by_hand():
-    """Prompt 2, chosen 2, rejected 1 and one of padding, under a window of 3 tokens."""
-    mask = Flex(Rows([[(2, 2, 1)]], 6, torch.device("cpu")), 3, "flex_attention").mask
-    seen = torch.stack([mask.mask_mod(torch.tensor(0), None, torch.tensor(i), torch.arange(6)) for i in range(5)])
-    assert seen.int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-    ]
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_a_block_mask_can_be_compiled(window):
-    """FlexAttention's compiler takes no operation in place, on any device."""
-    mask = Flex(Rows([[(2, 2, 1)]], 6, torch.device("cpu")), window, "flex_attention").mask
-    traced = make_fx(mask.mask_mod)(*torch.zeros(4, 1, dtype=torch.int64))
-    calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
-    assert calls and not [call for call in calls if call._schema.is_mutable]
 
 
 @pytest.mark.parametrize("case", ["gemma2 eager", "mistral"])

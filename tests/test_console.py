@@ -190,7 +190,7 @@ def test_ctrl_c_prints_one_line_and_ends_forked_workers_silently():
 def test_a_process_ends_with_its_launcher(tmp_path, launched):
     """The launcher here: a Python that starts a command and waits; it is killed."""
     child = tmp_path / "child"
-    body = f"open({str(child)!r}, 'w').write(str(os.getpid()) + ' '); time.sleep({600 if launched else 3})"
+    body = f"open({str(child)!r}, 'w').write(str(os.getpid()) + ' '); time.sleep({600 if launched else 1})"
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SCRIPT.format(body=body)!r}])"
     env = os.environ | ({"ACCELERATE_MIXED_PRECISION": "no"} if launched else {})
     with subprocess.Popen([sys.executable, "-c", launcher], cwd=ROOT, env=env, stdout=subprocess.PIPE) as process:

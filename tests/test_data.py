@@ -236,6 +236,7 @@ def test_what_is_cut_and_dropped_is_counted(tokenizer):
         tokenize_pairs(text.remove_columns("prompt"), PairTokenizer(tokenizer, 128, 64), "train")
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_what_one_does(tokenizer):
     rows = make_pairs(2100)
     tokens = []

@@ -15,7 +15,6 @@ from forked import Started
 
 from simpo.engine import guard
 from simpo.engine.vllm import engine_settings, start_engine
-from tiny_models import tiny_llama
 
 SLEEPER = "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {0!r}]).pid, flush=True); {0}"
 STARTER = """
@@ -62,18 +61,13 @@ def watchers(process: int) -> set[int]:
     return {c for c in children(process) if guard.__file__.encode() in Path(f"/proc/{c}/cmdline").read_bytes()}
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> str:
-    return tiny_llama(tmp_path_factory.mktemp("engine") / "llama")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, "engine"])
 def test_no_engine_outlives_decode(llama, tmp_path, end):
     """In a process of its own, as on a GPU: decode.py ends while the engine starts, or the engine while it works."""
     data = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"What is {i}?"} for i in range(60)])
     argv = ["decode.py", "--model", llama, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
-    argv += ["--max_model_len", "512", "--dtype", "float32", "--max_num_seqs", "4", "--max_tokens", "64"]
+    argv += ["--max_model_len", "512", "--dtype", "float32", "--max_num_seqs", "8", "--max_tokens", "64"]
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OF_THE_TEST": str(tmp_path)}
     decode = Started(argv, environment=environment, errors=tmp_path / "errors").process
 

@@ -137,14 +137,18 @@ def test_answering_killed_at_every_file_operation(tmp_path, monkeypatch, recorde
 def test_killed_at_random_while_the_judge_misbehaves(tmp_path, monkeypatch):
     """Real kills, in the midst of rate limits, dropped connections, pages and half replies: all that can be judged is
     judged, and at most what was under way at a kill is paid for twice."""
-    noise, concurrency, kills = random.Random(0), 4, 0
+    noise, concurrency, kills, faults = random.Random(0), 4, 0, Counter()
     many = [{"question_id": f"q{i}", "cluster": "c", "turns": [{"content": f"Ask {i}?"}]} for i in range(15)]
     options, out = judge_files(tmp_path, "arenahard", questions=many), tmp_path / "out"
 
     def fault_of(request: dict) -> str:
-        if "Ask 7?" in request["messages"][-1]["content"]:
+        asked = request["messages"][-1]["content"]
+        if "Ask 7?" in asked:
             return "flagged"
-        return noise.choice(FOR_A_WHILE) if noise.random() < 0.3 and server.served else ""
+        if faults[asked] == 2 or not server.served or noise.random() > 0.4:  # a third half reply would be the last
+            return ""
+        faults[asked] += 1
+        return noise.choice(FOR_A_WHILE)
 
     monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.01)
     with serving(verdict, fault_of=fault_of, slow=0.01) as server:
@@ -172,7 +176,7 @@ def test_killed_at_random_while_the_judge_misbehaves(tmp_path, monkeypatch):
         assert [[game["score"] for game in row["games"]] for row in rows] == [[v, v] for v in expected]
         kept = Counter((row["question_id"], row["part"], row["attempt"]) for row in journal_of(out))
         assert set(kept.values()) == {1} and len(kept) == 30 + 8  # of four questions, both games are asked about twice
-        assert len(server.served) <= 36 + kills * concurrency
+        assert len(server.served) <= 36 + kills * concurrency and len(faults) > 3
 
 
 TORN = ("empty", "half", "garbage", "null", "list", "folder", "wrong fields")

@@ -183,6 +183,6 @@ def test_empty_replies_of_alpacaeval(files, judged, tmp_path):
         assert "without log-probabilities" in rows[1]["failed"]
     with serving(lambda messages: preference_reply(0.7)) as server:
         said, rows = judged(*options, "--base_url", server.url, "--retry_failed")
-        assert len(server.served) == 1  # only what was missing
+        assert len(server.served) == 1 and len(rows) == 3  # only what was missing
         assert all(1 < row["preference"] < 2 and "failed" not in row for row in rows)
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())

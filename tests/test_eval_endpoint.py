@@ -45,8 +45,9 @@ def scores(rows: list[dict]) -> list:
     return [game["score"] for row in rows for game in row["games"]]
 
 
-def test_what_is_over_after_a_while(judged):
+def test_what_is_over_after_a_while(judged, monkeypatch):
     """After everything that passes, all is judged, and each judgment was paid for once."""
+    monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.01)
     many = [
         question | {"question_id": f"q{i}", "turns": [{"content": f"Ask {i}"}]}
         for i in range(8)
@@ -54,7 +55,7 @@ def test_what_is_over_after_a_while(judged):
     ]
     faults = [fault for passing in FOR_A_WHILE for fault in ("", passing)]
     with serving(lambda messages: ("[[A=B]]", []), faults=faults) as server:
-        said, rows = judged("arenahard", server.url, questions=many)
+        said, rows = judged("arenahard", server.url, "--concurrency", "1", questions=many)  # never two faults in a row
     assert scores(rows) == ["A=B"] * 16 and len(server.served) == 16
     assert set(server.refused) == set(FOR_A_WHILE)
     assert "no reply" not in said
@@ -249,7 +250,7 @@ def test_answers_that_spell_the_packages_marks(judged):
     own = [{"instruction": f"Ask {i}", "output": text, "generator": "mine"} for i in range(3)]
     with serving(lambda messages: preference_reply(0.7)) as server:
         _, rows = judged("alpacaeval2", server.url, answers=own)
-    assert all(row["output_2"] == text for row in rows)
+    assert [row["output_2"] for row in rows] == [text] * 3 and len(server.served) == 3
     for served in server.served:
         assert text in served["messages"][-1]["content"] and "reference says" in served["messages"][-1]["content"]
 

@@ -1,27 +1,21 @@
-"""eval/check_prompts.py catches planted disagreements; the shipped configurations parse and fit their models."""
+"""eval/check_prompts.py catches planted disagreements between training, the benchmarks and the tokenizer."""
 
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
+from eval_world import write_alpaca_config
 from transformers import AutoTokenizer
 
-from benchmarks import find, names
+from benchmarks import find
 from check_prompts import main
-from decoding import Decoding, Settings, choose_decoding
-from generate_answers import GenerateArguments
-from parts import Question
-from prompting import Prompter, check_stop_ids
+from prompting import Prompter
 from simpo.chat.variables import fix_variables
-from simpo.console import UserError
 from tiny_models import tiny_tokenizer
 
 EVAL = ROOT / "eval"
-ALPACA = sorted((EVAL / "alpacaeval2" / "configs").glob("*.yaml"))
-NAMES = [path.stem for path in ALPACA]
 LLAMA3 = "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
@@ -52,16 +46,6 @@ def llama(tmp_path):
         tokenizer.chat_template = change(tokenizer.chat_template)
         tokenizer.save_pretrained(tmp_path / "tokenizer")
         return tmp_path / "tokenizer"
-
-    return write
-
-
-@pytest.fixture
-def alpaca_config(tmp_path):
-    def write(template: str, **kwargs) -> Path:
-        entry = {"prompt_template": template, "fn_completions": "vllm_local_completions", "completions_kwargs": kwargs}
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": entry}))
-        return tmp_path / "config.yaml"
 
     return write
 
@@ -137,14 +121,14 @@ def test_the_template_without_bos_is_the_other_one_less_bos():
 # --- planted disagreements
 
 
-def test_two_bos_by_template_and_tokenizer(check, llama, alpaca_config):
-    status, output = check(llama(), alpaca_config("<|begin_of_text|>" + LLAMA3 + HEADER))
+def test_two_bos_by_template_and_tokenizer(check, llama, tmp_path):
+    status, output = check(llama(), write_alpaca_config(tmp_path, "<|begin_of_text|>" + LLAMA3 + HEADER))
     assert status == 1
     assert [line.split(":")[0] for line in disagreements(output)] == [
         "alpacaeval2 prompt as the official tool feeds it"
     ]
     assert "BOS comes 2 times" in output
-    assert check(llama(adds_bos=False), alpaca_config("<|begin_of_text|>" + LLAMA3 + HEADER))[0] == 0
+    assert check(llama(adds_bos=False), write_alpaca_config(tmp_path, "<|begin_of_text|>" + LLAMA3 + HEADER))[0] == 0
 
 
 def test_two_bos_by_the_template_alone(check, llama):
@@ -163,14 +147,14 @@ def test_bos_of_every_message(check, llama):
     assert status == 1 and disagreements(output) == ["mt-bench turn 2: the template itself writes BOS more than once"]
 
 
-def test_no_bos(check, llama, alpaca_config):
-    status, output = check(llama(adds_bos=False), alpaca_config(LLAMA3 + HEADER))
+def test_no_bos(check, llama, tmp_path):
+    status, output = check(llama(adds_bos=False), write_alpaca_config(tmp_path, LLAMA3 + HEADER))
     assert status == 1 and "does not begin with BOS" in output
-    assert check(llama(adds_bos=True), alpaca_config(LLAMA3 + HEADER))[0] == 0
+    assert check(llama(adds_bos=True), write_alpaca_config(tmp_path, LLAMA3 + HEADER))[0] == 0
 
 
-def test_missing_header_in_the_benchmark(check, llama, alpaca_config):
-    status, output = check(llama(), alpaca_config(LLAMA3))
+def test_missing_header_in_the_benchmark(check, llama, tmp_path):
+    status, output = check(llama(), write_alpaca_config(tmp_path, LLAMA3))
     assert status == 1 and f"the assistant header {HEADER.strip()!r}, which the model was trained" in output
 
 
@@ -254,9 +238,6 @@ def test_check_prompts_bad_input(fails, tmp_path, llama):
     assert "required: model" in fails(main)
 
 
-# --- prompts and configurations
-
-
 def test_instructions_that_spell_special_tokens_stay_text(llama):
     tokenizer = tiny_tokenizer(adds_bos=True)
     message = [{"role": "user", "content": "What does <|eot_id|> or <|begin_of_text|> mean?"}]
@@ -265,110 +246,3 @@ def test_instructions_that_spell_special_tokens_stay_text(llama):
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.convert_tokens_to_ids("<|eot_id|>")) == 1
         assert "<|eot_id|> or <|begin_of_text|> mean" in tokenizer.decode(ids)
-
-
-def test_every_released_model_has_every_configuration():
-    assert len(NAMES) == 13
-    assert {path.stem for path in (EVAL / "mt-bench").glob("*.yaml")} == set(NAMES)
-    assert {path.name for path in (EVAL / "arenahard" / "configs").iterdir()} == set(NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_shipped_configurations(name):
-    alpaca = find("alpacaeval2").read_settings(str(EVAL / "alpacaeval2" / "configs" / f"{name}.yaml"))
-    arena = find("arenahard").read_settings(str(EVAL / "arenahard" / "configs" / name))
-    mt = find("mt-bench").read_settings(str(EVAL / "mt-bench" / f"{name}.yaml"))
-    assert alpaca.name == arena.name == mt.name == name
-    is_llama, is_gemma = "llama" in name.lower(), "gemma" in name
-    ends = [128001, 128009] if is_llama else [1, 107] if is_gemma else None
-    assert alpaca.decoding.get("stop_token_ids") == ends
-    assert ("<|eot_id|>" in alpaca.prompt_template) == is_llama
-    assert ("header_id" in Path(arena.chat_template).read_text()) == is_llama
-    assert arena.decoding == {"temperature": 0.0, "max_tokens": 4096, "stop_token_ids": ends or [2]}
-    expected = {"Mistral-7B-Base": (0.7, 2048), "Mistral-7B-Instruct": (0.5, 2048), "Llama-3": (0.9, 4096)}
-    for start, (temperature, tokens) in expected.items():
-        if name.startswith(start):
-            assert (alpaca.decoding["temperature"], alpaca.decoding["max_tokens"]) == (temperature, tokens)
-            assert alpaca.do_sample
-    if "WPO" in name:
-        wpo = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "presence_penalty": 0.1, "frequency_penalty": 0.1}
-        assert wpo.items() <= alpaca.decoding.items() and not alpaca.do_sample
-    judge = yaml.safe_load((EVAL / "arenahard" / "configs" / name / "judge_config.yaml").read_text())
-    assert judge["judge_model"] == "gpt-4-1106-preview" and judge["model_list"] == [name]
-
-
-def test_alpaca_eval_reads_the_shipped_configurations():
-    """The package's own reader and its vLLM decoder's arguments."""
-    utils = pytest.importorskip("alpaca_eval.utils", reason="alpaca-eval is not installed: pip install -e '.[eval]'")
-    pandas = pytest.importorskip("pandas")
-    for path in ALPACA:
-        entry = utils.load_configs(path)[path.stem]
-        template = utils.read_or_return(entry["prompt_template"], relative_to=EVAL / "alpacaeval2")
-        assert utils.make_prompts(pandas.DataFrame([{"instruction": "x"}]), template)[0] == [
-            template.replace("{instruction}", "x")
-        ]
-        sampling = set(entry["completions_kwargs"]) - {"model_name", "model_kwargs", "max_new_tokens"}
-        assert sampling <= {field for field in Decoding.__dataclass_fields__}  # what vLLM's SamplingParams takes
-
-
-def test_legacy_decoding_is_greedy_and_only_for_do_sample():
-    base = EVAL / "alpacaeval2" / "configs"
-    simpo = find("alpacaeval2").read_settings(str(base / "Llama-3-Instruct-8B-SimPO.yaml"))
-    wpo = find("alpacaeval2").read_settings(str(base / "gemma-2-9b-it-WPO-HB.yaml"))
-    assert choose_decoding(find("alpacaeval2").decoding, simpo, {}, legacy_ae062=True).temperature == 0
-    assert choose_decoding(find("alpacaeval2").decoding, simpo, {}, legacy_ae062=False).temperature == 0.9
-    assert (
-        choose_decoding(find("alpacaeval2").decoding, simpo, {"temperature": 0.2}, legacy_ae062=False).temperature
-        == 0.2
-    )
-    with pytest.raises(UserError, match="drop --legacy_ae062"):
-        choose_decoding(find("alpacaeval2").decoding, wpo, {}, legacy_ae062=True)
-
-
-def test_mt_bench_temperatures():
-    decoding = choose_decoding(find("mt-bench").decoding, Settings(), {}, legacy_ae062=False)
-    expected = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-    expected |= dict.fromkeys(["extraction", "math", "coding", "reasoning"], 0.0)
-    questions = {name: Question(1, ["One?", "Two?"], {"category": name}) for name in expected}
-    sampling = {name: find("mt-bench").sampling(decoding, question) for name, question in questions.items()}
-    assert {name: values["temperature"] for name, values in sampling.items()} == expected
-
-
-def test_stop_tokens_of_another_family():
-    with pytest.raises(UserError, match="128001 is no token of this model"):
-        check_stop_ids(Decoding(stop_token_ids=[128001, 128009]), vocabulary=32000)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"temprature": 0.1}, "unknown key 'temprature'"),
-        ({"temperature": "hot"}, "temperature: 'hot' does not fit"),
-        ({"model_kwargs": {"gpus": 2}}, "unknown key 'gpus'"),
-        ({"top_p": 0.0}, "top_p: must lie in"),
-        ({"max_new_tokens": 0}, "max_tokens: must be at least 1"),
-    ],
-)
-def test_bad_configurations(alpaca_config, change, words):
-    with pytest.raises(UserError, match=re.escape(words)):
-        settings = find("alpacaeval2").read_settings(str(alpaca_config("{instruction}", **change)))
-        choose_decoding(find("alpacaeval2").decoding, settings, {}, legacy_ae062=False)
-
-
-def test_configuration_of_another_benchmark(alpaca_config, tmp_path):
-    with pytest.raises(UserError, match="unknown key 'name'"):
-        find("mt-bench").read_settings(str(alpaca_config("{instruction}")))
-    with pytest.raises(UserError, match="one key, the generator's name"):
-        find("alpacaeval2").read_settings(str(EVAL / "mt-bench" / f"{NAMES[0]}.yaml"))
-    with pytest.raises(UserError, match="no such configuration file"):
-        find("arenahard").read_settings(str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no file templates/none\.txt"):
-        find("alpacaeval2").read_settings(str(alpaca_config("templates/none.txt")))
-
-
-def test_generate_arguments():
-    with pytest.raises(UserError, match="benchmark: 'mtbench' is none of"):
-        GenerateArguments(benchmark="mtbench", model="m")
-    for benchmark in names():
-        with pytest.raises(UserError, match="model: not given"):
-            GenerateArguments(benchmark=benchmark)

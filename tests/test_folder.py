@@ -210,3 +210,12 @@ def test_kills_lose_and_double_nothing(tmp_path):
         assert contents(folder, "*.json*", "journal/*.jsonl") == whole, stop
         again.append(len(asked))
     assert again == sorted(again, reverse=True) and set(again) == set(range(5))  # only what was in flight
+
+
+def test_journal_survives_a_torn_line(tmp_path):
+    Journal(tmp_path, "x.jsonl").append({"a": 1}, {"a": "\u00e9"})
+    with (tmp_path / "journal" / "x.jsonl").open("ab") as file:
+        file.write(b'{"a": "\xc3')
+    assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}]
+    Journal(tmp_path, "x.jsonl").append({"a": 3})
+    assert list(Journal.read(tmp_path, "x*")) == [{"a": 1}, {"a": "\u00e9"}, {"a": 3}]

@@ -24,12 +24,8 @@ ANNOTATE = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
 
 def two_nodes(folder: Path, *words: Any, **options: Any) -> list[tuple[int, str, str]]:
     """Run a command on two nodes (see start_nodes); returns status, output and errors of each."""
-    return ends_of(start_nodes(folder, *words, **options))
-
-
-def ends_of(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     ends = []
-    for process in started:
+    for process in start_nodes(folder, *words, **options):
         out, err = process.communicate(timeout=600)
         ends.append((process.returncode, out, err))
     return ends
@@ -66,14 +62,14 @@ def refusal(ends: list[tuple[int, str, str]]) -> str:
 
 @pytest.mark.slow
 def test_folders_that_nodes_do_not_share_are_refused(config, tmp_path, warm):
-    """... by training and by scoring, at the same time: both wait a while for the file of the other."""
+    """... by training and by scoring: both wait a while for the file of the other."""
     rows = [{"prompt": f"p{i}", "all_generated_responses": ["a", "b"], "all_rm_scores": [i, 0.5]} for i in range(60)]
     (tmp_path / "generated.json").write_text(json.dumps(rows))
     score = ["--generation_file", str(tmp_path / "generated.json"), "--reward_model", "given", "--output_dir", "out"]
     commands = {"train": [TRAIN, config(output_dir="out")], "score": [ANNOTATE, *score]}
-    started = {name: start_nodes(tmp_path / name, warm, *command) for name, command in commands.items()}
-    for name, nodes in started.items():
-        message, place = refusal(ends_of(nodes)), tmp_path / name / "node0" / "out"
+    for name, command in commands.items():
+        message = refusal(two_nodes(tmp_path / name, warm, str(ROOT / "tests" / "impatient.py"), *command))
+        place = tmp_path / name / "node0" / "out"
         assert message.startswith(
             f"output_dir: what process 0 writes to {place}, process 1 cannot see; it must be one fold"
         )

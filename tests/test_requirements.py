@@ -69,6 +69,7 @@ def test_environment_yml_has_the_locked_set(declared):
     assert "gpu" in extras and extras <= declared["extras_require"].keys()
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_packages_whole(tmp_path):
     for name in ("simpo", "alignment", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -136,6 +137,7 @@ def test_an_environment_is_brought_up_to_date_and_then_left(checkout):
     runs(True)
 
 
+@pytest.mark.slow
 def test_moved_and_without_wheels(checkout):
     """A .venv that was made elsewhere, whose programs start another Python, is made anew; an error is one line."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)

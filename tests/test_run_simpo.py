@@ -16,6 +16,7 @@ from conftest import ROOT, losses, make_pairs, run_script, write_jsonl
 from recorded import check_recorded_run
 from safetensors.torch import load_file, save_file
 
+import generate
 import run_simpo
 from run_simpo import main
 from simpo.train.launcher import parse_arguments
@@ -80,8 +81,9 @@ def test_a_run_leaves_a_model_that_answers_and_says_what_it_did(config, tmp_path
     assert settings["learning_rate"] == 1e-3
     lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2] * 4 + [4] * 4 and lines[0]["prompt"].startswith("<|begin_of_text|>")
-    answer = run_script(sys.executable, "generate.py", str(folder), "What is 1 plus 1?", "--max_new_tokens", "5")
-    assert answer.returncode == 0, answer.stderr
+    monkeypatch.setattr(sys, "argv", ["generate.py", str(folder), "What is 1 plus 1?", "--max_new_tokens", "5"])
+    generate.main()
+    assert capsys.readouterr().out.strip()
 
 
 def test_missing_test_split_trains_without_evaluation(config, tmp_path, monkeypatch, capsys):

@@ -16,24 +16,23 @@ import torch
 import torch.nn.functional as F
 from accelerate import DistributedType
 from datasets import Dataset
-from transformers import Trainer
 
 from simpo.console import UserError
 from simpo.data.tokenize import PreferenceCollator
 from simpo.logps.checked import CheckedLogps
 from simpo.logps.fused import FastPath
 from simpo.logps.layout import row_lengths
+from simpo.train.stored_metrics import StoredMetrics
 
 Batch = dict[str, torch.Tensor]
 KEY = "max_tokens_per_micro_batch"
 
 
-class TokenBatches(Trainer):
+class TokenBatches(StoredMetrics):
     """Mixin; without `args.max_tokens_per_micro_batch` it changes nothing."""
 
     log_probs: CheckedLogps
     stack_pairs: PreferenceCollator
-    _stored_metrics: dict[str, dict[str, list[torch.Tensor]]]
     _waiting: Sequence[Batch] = ()  # the batches of a step that is not complete
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -5,7 +5,6 @@ responses' log-probabilities (how: `simpo.logps`), hands them to the objective (
 metrics. Which objective, its arguments say: their class declares it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -113,11 +112,6 @@ class PreferenceTrainer(OriginalNames, TokenBatches, WholeSteps):
         self.stack_pairs = PreferenceCollator(0 if pad is None else pad, args.label_pad_token_id)
         data_collator = self.stack_pairs if data_collator is None else OwnCollator(data_collator, self.stack_pairs)
 
-        # Per phase and metric, the values of the batches since the last log.
-        self._stored_metrics: dict[str, defaultdict[str, list[torch.Tensor]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
         super().__init__(
             model=model,
             args=args,
@@ -287,20 +281,6 @@ class PreferenceTrainer(OriginalNames, TokenBatches, WholeSteps):
             return loss, None, None
         rewards = torch.stack([result.chosen_rewards, result.rejected_rewards], dim=1)
         return loss, rewards, torch.zeros_like(rewards[:, 0])
-
-    def store_metrics(self, metrics: dict[str, torch.Tensor], train_eval: Literal["train", "eval"]) -> None:
-        for name, value in metrics.items():
-            self._stored_metrics[train_eval][name].append(value.detach())
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding what became of the metrics stored since the last log: means (minima) over all processes."""
-        stored = self._stored_metrics["train" if "loss" in logs else "eval"]
-        if stored:
-            gathered = self.accelerator.gather(torch.stack([torch.stack(values) for values in stored.values()], dim=1))
-            for name, values in zip(stored, gathered.float().unbind(dim=1), strict=True):
-                logs[name] = (values.min() if name.endswith("/min") else values.mean()).item()
-            stored.clear()
-        super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
