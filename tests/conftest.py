@@ -31,8 +31,8 @@ os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 # The files that take longest, in this order before all others: what the workers end with is short.
 # DeepSpeed, which compiles a part of itself once, comes first in zero3; quickstart would be killed over it.
-LONGEST = ["zero3", "cluster", "quickstart", "rounds", "decode", "engine", "rerun", "eval_pipeline", "run_preference"]
-LONGEST += ["run_simpo", "golden", "pipeline", "run_reward", "distributed", "nodes", "token_batches"]
+LONGEST = ["zero3", "cluster", "quickstart", "rounds", "decode", "engine", "rerun_torn", "rerun", "eval_pipeline"]
+LONGEST += ["run_preference", "run_simpo", "golden", "pipeline", "run_reward", "distributed", "nodes", "token_batches"]
 
 
 def pytest_collection_modifyitems(items):
