@@ -1,5 +1,6 @@
 """Small question, answer, reference and prompt files of each benchmark, for the tests of judge.py."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -45,3 +46,15 @@ def judge_files(folder: Path, benchmark: str, **changed: list[dict]) -> list[str
         prompts = [{"name": n, "type": "single", "system_prompt": "", "prompt_template": "{question}"} for n in names]
         options += ["--judge_prompts", str(write_jsonl(folder / "judge_prompts.jsonl", prompts))]
     return options
+
+
+def judged_rows(folder: Path) -> list[dict]:
+    """What judge.py wrote below a folder."""
+    path = next(path for path in folder.rglob("*") if path.name in ("mine.jsonl", "annotations.json"))
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+def scores(rows: list[dict]) -> list:
+    """Arena-Hard's verdicts, both games of each row."""
+    return [game["score"] for row in rows for game in row["games"]]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import run_script, write_jsonl
 from judge_server import KEY, preference_reply, serving
-from judge_world import ALPACA, ARENA, MT, answers, judge_files, outputs
+from judge_world import ALPACA, ARENA, MT, answers, judge_files, judged_rows, outputs
 
 import generate_answers
 import judge
@@ -135,10 +135,7 @@ def judged(monkeypatch, capsys, tmp_path):
     def run(*options: str) -> tuple[str, list[dict]]:
         monkeypatch.setattr("sys.argv", ["judge.py", *options])
         judge.main()
-        path = next(p for p in (tmp_path / "out").rglob("*") if p.name in ("mine.jsonl", "annotations.json"))
-        text = path.read_text()
-        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-        return capsys.readouterr().err, rows
+        return capsys.readouterr().err, judged_rows(tmp_path / "out")
 
     return run
 
