@@ -168,7 +168,7 @@ def trainer_measures(stage: Stage) -> Iterable[Measure]:
 
 
 def with_error(value: float, error: float | None, decimals: int) -> str:
-    return f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error is not None else "")
+    return f"{value:.{decimals}f}".replace("-", MINUS) + (f" ± {error:.{decimals}f}" if error is not None else "")
 
 
 def share_error(share: float, n: int) -> float:
