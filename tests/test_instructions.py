@@ -101,7 +101,11 @@ def test_scores():
     row = {"question": QUESTION, "kind": "at_most", "value": 20}
     cut = "A comet is a ball of ice and dust that"
     assert is_correct(row, ANSWER) and is_correct(row, cut) and not is_correct(row, f"{ANSWER} {ANSWER}")
-    assert reward("", [ANSWER, cut, "no", ""], row) == [1.25, 0.25, 0, 0]
+    long = f"{ANSWER} It has a long tail of gas."  # 21 words
+    longer = f"{ANSWER} Its parts: {' '.join(f'part{n}' for n in range(30))}."
+    assert reward("", [ANSWER, long, longer, cut, "no", ""], row) == pytest.approx(
+        [1 + 0.25 * 14 / 40, 0.25 * 21 / 40, 0.25, None, None, None]
+    )
     assert relevance("Why do cats purr?", "Cats like it.") == 0.5
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5) and repetition("") == 0
 

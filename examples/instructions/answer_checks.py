@@ -7,6 +7,7 @@ from typing import Any
 from questions import keeps, words
 
 FEWEST_WORDS = 5  # below, an answer is none, whatever it keeps
+ENOUGH_WORDS = 40  # beyond, a longer answer is no better
 RELEVANT = 0.34  # share of the question's content words that an answer must take up
 REFUSAL = re.compile(r"\bI(?:'m| am) sorry|\bas an? (?:AI|chatbot|assistant|language model)\b", re.IGNORECASE)
 STOP_WORDS = {
@@ -57,10 +58,18 @@ def is_finished(answer: str) -> bool:
     return re.search(r"[.!?][\"')\]*]*\s*$", answer) is not None
 
 
-def reward(prompt: str, responses: list[str], row: dict[str, Any]) -> list[float]:
-    """For reward_model_annotate.py: 1 for what is correct and finished, and up to 0.25 for relevance, so that of
-    several right answers the one on the question is preferred."""
-    return [
-        float(is_correct(row, answer) and is_finished(answer)) + 0.25 * relevance(row["question"], answer)
-        for answer in responses
-    ]
+def reward(prompt: str, responses: list[str], row: dict[str, Any]) -> list[float | None]:
+    """For reward_model_annotate.py: 1 if the constraint is kept, and up to 0.25 for relevance and for up to 40 words.
+
+    What is no answer, or was cut, has no score. Otherwise half of the pairs would reject such a sample, and teach
+    nothing of the constraint: so they differ in it, and little in length, since of several that keep it the fullest is
+    chosen, and of several that do not the shortest is rejected.
+    """
+    scores: list[float | None] = []
+    for answer in responses:
+        if not is_finished(answer) or not is_answer(row["question"], answer):
+            scores.append(None)
+            continue
+        full = relevance(row["question"], answer) * min(1.0, len(words(answer)) / ENOUGH_WORDS)
+        scores.append(float(keeps(row["kind"], row["value"], answer)) + 0.25 * full)
+    return scores
