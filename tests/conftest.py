@@ -152,7 +152,7 @@ def warm() -> Iterator[dict[str, str]]:
     server = start_warm(folder)
     yield {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHON_EXEC": f"{folder}/python"}
     server.stdin.close()
-    server.wait(60)
+    server.wait(600)
 
 
 def run_script(

@@ -1,15 +1,13 @@
-"""What an evaluation needs: a tiny model, questions, references and judge prompts in a folder; and the commands."""
+"""What an evaluation's commands name: questions, references and judge prompts."""
 
 import json
-import sys
 from pathlib import Path
 
 import yaml
-from conftest import ROOT, run_script, write_jsonl
+from conftest import write_jsonl
+from pages import Checkout
 
-from tiny_models import tiny_model, tiny_tokenizer
-
-EVAL = ROOT / "eval"
+BENCHMARKS = ("alpacaeval2", "arenahard", "mt-bench")
 CATEGORIES = ("writing", "math", "stem", "coding")
 
 
@@ -50,74 +48,44 @@ def answer_rows(benchmark: str, name: str) -> list[dict]:
     return rows
 
 
-class World:
-    """A folder with a tiny model, question files, references, judge prompts and AlpacaEval's configuration."""
+def add_benchmarks(checkout: Checkout) -> None:
+    """Put what the evaluation's pages name into a checkout: questions, references and judge prompts."""
+    folder = checkout.folder
+    for benchmark in BENCHMARKS:
+        write_jsonl(folder / f"{benchmark}.jsonl", question_rows(benchmark))
+    (folder / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(answer_rows("alpacaeval2", "reference")))
+    write_jsonl(folder / "gpt-4-0314.jsonl", answer_rows("arenahard", "reference"))
+    write_jsonl(folder / "reference_answer" / "gpt-4.jsonl", answer_rows("mt-bench", "reference"))
+    system = "Say which is better and end with one of the labels [[A>>B]] [[A>B]] [[A=B]] [[B>A]] [[B>>A]]."
+    template = "Question: {question_1}\n<A>{answer_1}</A>\n<B>{answer_2}</B>"
+    settings = {"number_of_judgment_attempts": 2, "max_tokens": 64}
+    config = {"system_prompt": system, "prompt_template": [template], **settings}
+    (folder / "judge_config.yaml").write_text(yaml.safe_dump(config))
+    single = "{question} {answer}"
+    many = "{question_1} {answer_1} {question_2} {answer_2}"
+    templates = {
+        "single-v1": single,
+        "single-math-v1": "{ref_answer_1} " + single,
+        "single-v1-multi-turn": many,
+        "single-math-v1-multi-turn": "{ref_answer_1} {ref_answer_2} " + many,
+    }
+    write_jsonl(
+        folder / "judge_prompts.jsonl",
+        [
+            {"name": name, "type": "single", "system_prompt": f"Rate, {name}.", "prompt_template": text}
+            for name, text in templates.items()
+        ],
+    )
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        tokenizer = tiny_tokenizer(adds_bos=True)
-        self.model = tiny_model(folder / "tiny", tokenizer=tokenizer)
-        self.tokenizer = tokenizer
-        for benchmark in ("alpacaeval2", "arenahard", "mt-bench"):
-            write_jsonl(folder / f"{benchmark}.jsonl", question_rows(benchmark))
-            write_jsonl(folder / f"{benchmark}-references.jsonl", answer_rows(benchmark, "reference"))
-        system = "Say which is better and end with one of the labels [[A>>B]] [[A>B]] [[A=B]] [[B>A]] [[B>>A]]."
-        template = "Question: {question_1}\n<A>{answer_1}</A>\n<B>{answer_2}</B>"
-        (folder / "judge_config.yaml").write_text(
-            yaml.safe_dump(
-                {
-                    "system_prompt": system,
-                    "prompt_template": [template],
-                    "number_of_judgment_attempts": 2,
-                    "max_tokens": 64,
-                }
-            )
+
+def options(stop: int) -> dict[str, str]:
+    """What the commands need beside pages.OPTIONS: questions, with no network to come from, and another stop token."""
+    chosen = {"*generate_answers.py *": f"--stop_token_ids {stop}"}
+    for benchmark in BENCHMARKS:
+        chosen |= dict.fromkeys(
+            (f"*--benchmark {benchmark}*", f"*score.py {benchmark}*"), f"--questions {benchmark}.jsonl"
         )
-        single = "{question} {answer}"
-        many = "{question_1} {answer_1} {question_2} {answer_2}"
-        templates = {
-            "single-v1": single,
-            "single-math-v1": "{ref_answer_1} " + single,
-            "single-v1-multi-turn": many,
-            "single-math-v1-multi-turn": "{ref_answer_1} {ref_answer_2} " + many,
-        }
-        write_jsonl(
-            folder / "judge_prompts.jsonl",
-            [
-                {"name": name, "type": "single", "system_prompt": f"Rate, {name}.", "prompt_template": text}
-                for name, text in templates.items()
-            ],
-        )
-
-    def generate(self, benchmark: str, *options: str) -> list[str]:
-        settings = ["--dtype", "float32", "--max_tokens", "24", "--max_model_len", "512", "--name", "tiny"]
-        files = ["--questions", str(self.folder / f"{benchmark}.jsonl"), "--output_dir", str(self.folder / "out")]
-        names = ["--benchmark", benchmark, "--model", self.model]
-        return ["python", str(EVAL / "generate_answers.py"), *names, *files, *settings, *options]
-
-    def judge(self, benchmark: str, url: str, *options: str) -> list[str]:
-        prompts = {"arenahard": "judge_config.yaml", "mt-bench": "judge_prompts.jsonl"}.get(benchmark)
-        files = ["--answers", str(self.answers(benchmark)), "--output_dir", str(self.folder / "out")]
-        files += ["--references", str(self.folder / f"{benchmark}-references.jsonl")]
-        if prompts:
-            files += ["--judge_prompts", str(self.folder / prompts)]
-            files += ["--questions", str(self.folder / f"{benchmark}.jsonl")]
-        where = ["--base_url", url, "--judge", "judge/made", "--concurrency", "2", "--timeout", "3"]
-        return [sys.executable, str(EVAL / "judge.py"), "--benchmark", benchmark, *files, *where, *options]
-
-    def answers(self, benchmark: str) -> Path:
-        out = self.folder / "out"
-        return (
-            out / "tiny" / "model_outputs.json" if benchmark == "alpacaeval2" else out / "model_answer" / "tiny.jsonl"
-        )
-
-    def score(self, benchmark: str, file: Path) -> dict:
-        output = self.folder / "scores.json"
-        questions = str(self.folder / f"{benchmark}.jsonl")
-        script = [sys.executable, str(EVAL / "score.py"), benchmark, str(file), "--questions", questions]
-        result = run_script(*script, "--output", str(output))
-        assert result.returncode == 0, result.stderr
-        return json.loads(output.read_text())["tiny"]
+    return chosen
 
 
 def lines(path: Path) -> list[dict]:

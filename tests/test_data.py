@@ -59,6 +59,18 @@ def test_saved_folders(folder):
         get_datasets({str(folder / "dict"): 1.0}, splits=["train", "test_prefs"])
 
 
+def test_files_named_as_splits(folder):
+    """... beside others of the same kind, which the library would put together."""
+    write_jsonl(folder / "train_prefs.jsonl", make_pairs(3))
+    write_jsonl(folder / "train_sft.jsonl", make_pairs(2))
+    write_jsonl(folder / "test_prefs.jsonl", make_pairs(1, offset=50))
+    mixed = get_datasets({str(folder): 1.0}, splits=["train_prefs", "test_prefs"])
+    assert len(mixed["train"]) == 3 and "50 plus" in prompts(mixed["test"])[0]
+    assert len(get_datasets({str(folder): 1.0}, splits=["train_sft"])["train"]) == 2
+    with pytest.raises(UserError, match="split train_gen"):
+        get_datasets({str(folder): 1.0}, splits=["train_gen"])
+
+
 def good(count: int = 3) -> list[dict]:
     return make_pairs(count)
 

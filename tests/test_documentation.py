@@ -1,5 +1,5 @@
 """README.md and the other pages: every command they show goes through bash and its program's own reading of the command
-line; links lead somewhere, settings exist."""
+line, and is run or said not to be (pages.py); links lead somewhere, settings exist."""
 
 import argparse
 import importlib.util
@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
+from pages import PAGES, PARSED_ONLY, PYTHON, RUN, block, blocks
 
 from simpo.config import DataArguments, H4ArgumentParser, ModelArguments
 from simpo.console import UserError
 from simpo.objectives import objective_names
 from simpo.train.config import config_class
 
-PAGES = sorted(
-    page
-    for page in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in ("outputs", "golden") for part in page.relative_to(ROOT).parts)
-)
 TOP = {entry.name for entry in ROOT.iterdir()} - {".venv", "outputs", "data"}
 PROGRAMS = [
     "accelerate",
@@ -54,7 +50,20 @@ class Parsed(Exception):
 
 
 def commands(page: Path) -> str:
-    return "".join(re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M))
+    return "".join(blocks(str(page.relative_to(ROOT))))
+
+
+def test_every_block_is_run_or_said_to_be_parsed_only():
+    entries = [*RUN, *PARSED_ONLY]
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        for text in blocks(name):
+            assert len([words for where, words in entries if where == name and words in text]) == 1, f"{name}: {text}"
+    for page, words in entries:
+        block(page, words)
+    for (page, words), file in RUN.items():
+        assert f'block("{page}", "{words}")' in (ROOT / "tests" / file).read_text(encoding="utf-8"), file
+    assert {str(page.relative_to(ROOT)) for page in PAGES if "```python" in page.read_text("utf-8")} == PYTHON.keys()
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,7 @@ def test_killed_at_random_while_the_judge_misbehaves(tmp_path, monkeypatch):
     monkeypatch.setattr("simpo.judge.client.FIRST_WAIT", 0.01)
     with serving(verdict, fault_of=fault_of, slow=0.01) as server:
         argv = ["judge.py", *options, "--base_url", server.url, "--concurrency", str(concurrency), "--timeout", "30"]
+        argv += ["--judge", "judge/made"]
         monkeypatch.setattr("sys.argv", argv)
         while True:
             child = os.fork()
@@ -171,7 +172,7 @@ def test_killed_at_random_while_the_judge_misbehaves(tmp_path, monkeypatch):
             if os.WIFEXITED(ended):
                 assert os.WEXITSTATUS(ended) == 0
                 break
-        rows = rows_of(next(out.rglob("mine.jsonl")))
+        rows = rows_of(out / "model_judgment" / "judge__made" / "mine.jsonl")
         expected = [None if i == 7 else VERDICTS[i % 5] for i in range(15)]
         assert [[game["score"] for game in row["games"]] for row in rows] == [[v, v] for v in expected]
         kept = Counter((row["question_id"], row["part"], row["attempt"]) for row in journal_of(out))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_jsonl
+from pages import Checkout, block
 
 import decode
 import post_process
@@ -121,6 +122,19 @@ def test_parts_joined_are_the_run_without_parts(monkeypatch, tmp_path, fails):
     error = fails(post_process.main, "--generation_file_dir", *parts[:2], "--output_dir", str(tmp_path / "two"))
     assert "part 3/3 is not among the folders" in error and not (tmp_path / "two").exists()
     join(monkeypatch, *parts[:2], "--output_dir", str(tmp_path / "two"), "--allow_missing")
+
+
+@pytest.mark.slow
+def test_the_page_on_job_arrays(tmp_path, warm):
+    """Its commands, with a stand-in for sbatch that finds all jobs done."""
+    checkout = Checkout(tmp_path, warm)
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    for i in range(1, 9):
+        part = f"{i}/8"
+        part_folder(checkout.folder / "data" / "llama3" / f"part_{i}", prompts_of(data, part=part), part=part)
+    checkout.run(block("docs/scale.md", "sbatch"))
+    rows = json.loads((checkout.folder / "data" / "llama3" / "all_outputs_rm.json").read_text())
+    assert [row["prompt"] for row in rows] == sorted(PROMPTS) and all(len(row["all_rm_scores"]) == 2 for row in rows)
 
 
 def test_a_folder_for_each_seed(monkeypatch, tmp_path):

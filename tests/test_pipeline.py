@@ -1,8 +1,7 @@
-"""on_policy_data_gen/run_pipeline.sh from prompts to a trained model, with the commands a user types."""
+"""on_policy_data_gen/run_pipeline.sh and run_hybrid.sh, from prompts to a trained model, with the pages' commands."""
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -11,16 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, losses, run_script, write_jsonl
+from conftest import ROOT, losses, write_jsonl
 from judge_server import KEY, serving
-
-import run_wpo
-from tiny_models import tiny_llama
-from tiny_reward_models import tiny_armorm
+from pages import Checkout, block
 
 PIPELINE = str(ROOT / "on_policy_data_gen" / "run_pipeline.sh")
-
-
 HYBRID = str(ROOT / "on_policy_data_gen" / "run_hybrid.sh")
 
 
@@ -29,84 +23,101 @@ def run_pipeline(cwd: Path, *words: str, script: str = PIPELINE, **settings: str
     return subprocess.run(["bash", script, *words], cwd=cwd, env=env | settings, capture_output=True, text=True)
 
 
-DECODED = {"SEEDS": "1 2", "DECODE_ARGS": "--max_tokens 24 --max_model_len 256 --dtype float32"}
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, warm) -> tuple[Path, subprocess.CompletedProcess]:
-    """A folder in which the pipeline went through, and what it said."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    for split, start, count in (("train_prefs", 0, 8), ("test_prefs", 100, 3)):
-        rows = [
-            {"prompt": f"What is {i} plus {i % 7}?", "chosen": f"It is {i + i % 7}.", "rejected": "Who knows?"}
-            for i in range(start, start + count)
-        ]
-        write_jsonl(folder / "prompts" / f"{split}.jsonl", rows)
-    tiny_llama(folder / "models" / "policy")
-    settings = {"REWARD_MODEL": tiny_armorm(folder / "models" / "armorm"), "ANNOTATE_ARGS": "--torch_dtype float32"}
-    result = run_pipeline(folder, "models/policy", "prompts", "out put", **settings, **DECODED, **warm)
-    assert result.returncode == 0, result.stderr
-    return folder, result
+def made(tmp_path_factory, warm) -> tuple[Checkout, str]:
+    """A checkout in which the pipeline went through, and what it said."""
+    checkout = Checkout(tmp_path_factory.mktemp("pipeline"), warm)
+    shown = block("on_policy_data_gen/README.md", "run_pipeline.sh")
+    out, _ = checkout.run(shown.replace("data/llama3", '"out put"'))
+    return checkout, out
+
+
+def copy_responses(made, folder: str) -> Path:
+    """A folder of the pipeline in which nothing is left to decode."""
+    for split in ("train", "test"):
+        shutil.copytree(made[0].folder / "out put" / split, made[0].folder / folder / split)
+    return made[0].folder / folder
 
 
 @pytest.mark.slow
-def test_from_prompts_to_a_trained_model(made, warm):
-    """Train and test prompts, relative paths, another directory; the printed command trains on the result as it is."""
-    tmp_path, result = made
-    folder = tmp_path / "out put" / "annotated"
+def test_from_prompts_to_a_trained_model(made):
+    """Train and test prompts, relative paths; the printed command trains on the result as it is."""
+    checkout, out = made
+    folder = checkout.folder / "out put" / "annotated"
     assert len(json.loads((folder / "all_outputs_bin.json").read_text())) == 8
     assert len(json.loads((folder / "all_outputs_bin_test.json").read_text())) == 3
 
-    printed = result.stdout.strip().splitlines()[-1]
-    here = [
-        "--max_steps=2",
-        "--logging_steps=1",
-        "--report_to=none",
-        "--gradient_accumulation_steps=1",
-        "--preprocessing_num_workers=1",
-    ]
-    trained = run_script(*shlex.split(printed), *here, cwd=tmp_path, env=warm)
-    assert trained.returncode == 0, trained.stderr[-3000:]
+    checkout.run(out.strip().splitlines()[-1])
     assert (folder / "simpo" / "model.safetensors").is_file()
     assert len(losses(folder / "simpo")) == 2
     assert json.loads((folder / "simpo" / "all_results.json").read_text())["eval_samples"] == 3
 
 
 @pytest.mark.slow
-def test_hybrid_data_of_wpo(made, monkeypatch, warm):
+def test_from_a_model_to_its_numbers(made):
+    """The front page's block, whose pipeline finds its responses made; on a report beside the run above."""
+    checkout, _ = made
+    copy_responses(made, "data/mine")
+    shutil.copytree(checkout.folder / "out put" / "annotated" / "simpo", checkout.folder / "outputs" / "another")
+    write_jsonl(checkout.folder / "questions.jsonl", [{"instruction": f"What is {i}?"} for i in range(2)])
+    checkout.add_options({"*generate_answers.py *": "--questions questions.jsonl --stop_token_ids 3"})
+    out, _ = checkout.run(block("README.md", "run_pipeline.sh"))
+    assert "40 responses done before" in out and "all prompts agree" in out
+    answers = checkout.folder / "outputs/eval/alpacaeval2/Llama-3-Instruct-8B-SimPO-v0.2/model_outputs.json"
+    assert len(json.loads(answers.read_text())) == 2
+    assert "mine, another" in (checkout.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_step_by_step(made):
+    """The three commands by themselves; the first finds its responses made."""
+    checkout, _ = made
+    place = checkout.folder / "on_policy_data_gen" / "datasets"
+    shutil.copytree(checkout.folder / "out put" / "train", place / "llama3_ultrafeedback")
+    out, _ = checkout.run(block("on_policy_data_gen/README.md", "cd on_policy_data_gen"))
+    assert "40 responses done before" in out
+    pairs = json.loads((place / "llama3_ultrafeedback" / "all_outputs_bin.json").read_text())
+    expected = json.loads((checkout.folder / "out put" / "annotated" / "all_outputs_bin.json").read_text())
+    assert pairs and all(pair in expected for pair in pairs)  # without the test prompts, some are held out
+
+
+@pytest.mark.slow
+def test_hybrid_data_of_wpo(made):
     """The model's answers (of an earlier run: none is decoded again) and the data's, rated by a judge; pairs by wpo_v2;
-    the printed command trains with WPO."""
-    folder, _ = made
-    for split in ("train", "test"):
-        shutil.copytree(folder / "out put" / split, folder / "hybrid" / split)
+    the printed command trains with WPO. Then with a judge of one's own."""
+    checkout, _ = made
 
     def reply(messages):
         answer = messages[0]["content"].split("<answer>\n")[1].split("\n</answer>")[0]
-        return f"Rating: [[{10 if answer.startswith('It is') else 4 if answer == 'Who knows?' else 3}]]", []
+        return f"Rating: [[{10 if ' is ' in answer else 4 if answer.startswith('Hard') else 3}]]", []
 
-    words = ("models/policy", "prompts", "hybrid")
+    folder = copy_responses(made, "data/llama3_hybrid")
     with serving(reply) as server:
-        settings = DECODED | {"JUDGE": "tiny-judge", "BASE_URL": server.url, "OPENAI_API_KEY": KEY} | warm
-        result = run_pipeline(folder, *words, script=HYBRID, **settings)
-        assert result.returncode == 0, result.stderr
-        assert "16 responses done before" in result.stdout and "engine" not in result.stderr
+        judge = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+        out, errors = checkout.run(block("on_policy_data_gen/README.md", "gpt-4-turbo"), **judge)
+        assert "40 responses done before" in out and "engine" not in errors
         asked = len(server.served)
     for name, count in (("bin", 8), ("bin_test", 3)):
-        pairs = json.loads((folder / "hybrid" / "annotated" / f"all_outputs_{name}.json").read_text())
+        pairs = json.loads((folder / "annotated" / f"all_outputs_{name}.json").read_text())
         assert len(pairs) == count
         for pair in pairs:
-            own, scores = pair["all_generated_responses"][:2], pair["all_rm_scores"]
-            assert pair["all_generated_responses"][2:] == [pair["chosen"][-1]["content"], "Who knows?"]
+            own, scores = pair["all_generated_responses"][:5], pair["all_rm_scores"]
+            assert pair["all_generated_responses"][5] == pair["chosen"][-1]["content"]
             lowest = [answer for answer, score in zip(own, scores, strict=False) if score == 3]
-            assert scores[2:] == [10, 4] and pair["rejected"][-1]["content"] in lowest
-    assert asked <= 1 + 11 * 4 and "22 extra responses added" in result.stdout
-    printed = shlex.split(result.stdout.strip().splitlines()[-1])
-    assert printed[2].endswith("run_wpo.py") and printed[3].endswith("llama3_instruct.yaml")
-    here = ["--max_steps=2", "--logging_steps=1", "--gradient_accumulation_steps=1", "--preprocessing_num_workers=1"]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", [*printed[2:], *here, "--use_cpu=true", "--bf16=false"])
-    run_wpo.main()
-    assert len(losses(folder / "hybrid" / "annotated" / "wpo")) == 2
+            assert scores[5:] == [10, 4] and pair["rejected"][-1]["content"] in lowest
+    assert asked <= 1 + 11 * 7 and "22 extra responses added" in out
+    printed = out.strip().splitlines()[-1]
+    assert "run_wpo.py" in printed and "llama3_instruct.yaml" in printed
+    checkout.run(printed)
+    assert len(losses(folder / "annotated" / "wpo")) == 2
+
+    own = copy_responses(made, "data/own")
+    with serving(reply) as server:
+        shown = block("on_policy_data_gen/README.md", "BASE_URL=").replace("http://localhost:8000/v1", server.url)
+        checkout.run(shown, OPENAI_API_KEY="any word")
+        assert {request["request"]["model"] for request in server.served} == {"Qwen/Qwen2.5-72B-Instruct"}
+    for name in ("all_outputs_bin.json", "all_outputs_bin_test.json"):
+        assert (own / "annotated" / name).read_bytes() == (folder / "annotated" / name).read_bytes()
 
 
 def test_hybrid_data_needs_a_judge(tmp_path):

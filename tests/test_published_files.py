@@ -26,6 +26,8 @@ def as_published(name: str) -> dict:
     settings = {OLD.get(key, key): value for key, value in settings.items()}
     if settings.get("chat_template") in TEMPLATES:
         settings["chat_template"] = TEMPLATES[settings["chat_template"]].read_text()
+    if FILES[name] is run_sft:
+        settings["max_seq_length"] = settings.pop("max_length")
     if FILES[name] is run_wpo:
         settings["use_flash_attention_2"] = settings.pop("attn_implementation") == "flash_attention_2"
     return settings

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import losses, make_pairs
 from datasets import Dataset, DatasetDict
+from pages import blocks
 from test_objectives import NAMES
 
 import run_preference
@@ -243,6 +244,16 @@ def test_help(monkeypatch, capsys, argv, text):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *argv)
     assert stop.value.code == 0 and text in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_page_from_python(texts, tokenizer, model_folder, tmp_path, monkeypatch):
+    """The example of docs/objectives.md, as it stands."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/objectives.md", "python")
+    names = {"model": load(model_folder), "reference": load(model_folder), "tokenizer": tokenizer}
+    exec(code, names | {"pairs": texts["train"]}, names)
+    names["args"].max_steps = 1
+    assert names["trainer"].train().training_loss == pytest.approx(1)  # 1 / (4 tau^2)
 
 
 def test_from_python(texts, tokenizer, model_folder, tmp_path):

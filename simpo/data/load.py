@@ -212,7 +212,7 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
             return load_from_disk(str(folder / split))
         else:
             mode = {True: None, False: DownloadMode.FORCE_REDOWNLOAD}
-            options = csv_options(folder)
+            options = csv_options(folder) | named_files(folder, split)
             return from_cache(
                 lambda cached: load_dataset(name, config, split=split, download_mode=mode[cached], **options)
             )
@@ -235,6 +235,13 @@ def csv_options(folder: Path) -> dict[str, Any]:
     """What `load_dataset` needs for a folder of CSV files, where "NA", "None" and "null" are texts like any other."""
     kinds = {kind for path in folder.rglob("*") for kind in DATA_FILES if kind in path.suffixes}
     return {"keep_default_na": False} if kinds == {".csv"} else {}
+
+
+def named_files(folder: Path, split: str) -> dict[str, Any]:
+    """What `load_dataset` needs for a folder's file that is named as a split but train and test, such as
+    train_prefs.jsonl, which it would take for a part of the split train."""
+    files = [path.name for path in folder.glob(f"{split}.*") if set(path.suffixes) & set(DATA_FILES)]
+    return {"data_files": {split: files}} if files and split not in ("train", "test") else {}
 
 
 def check_columns(dataset: Dataset, where: str, keep: set[str]) -> None:
