@@ -42,11 +42,8 @@ RUN = {  # by which test
     ("on_policy_data_gen/README.md", "BASE_URL="): "test_pipeline.py",
     ("on_policy_data_gen/README.md", "cd on_policy_data_gen"): "test_pipeline.py",
 }
-PARSED_ONLY = {  # because of what it takes
-    (
-        "README.md",
-        "make quickstart",
-    ): "an environment; test_quickstart.py and test_instructions.py have what is behind",
+PARSED_ONLY = {  # what it would take, and which test has something in its place
+    ("README.md", "make quickstart"): "an environment; test_quickstart.py runs what the first one does, on little data",
     ("CONTRIBUTING.md", "make env"): "the network, the tests themselves, and measurements of many minutes",
     ("CONTRIBUTING.md", "make lock"): "the network",
     ("docs/multinode.md", "10.0.0.1"): "two machines; test_nodes.py has two processes in their place",
