@@ -57,15 +57,23 @@ def quickstart(folder: Path) -> Path:
     counts = {"rows": 6, "prompt_cut": 3, "response_cut": 0, "dropped_identical": 2, "dropped_empty": 0}
     write(simpo / "data_report.json", {"train": counts})
     rows = [
-        {"prompt": "a", "all_generated_responses": ["x", "yyy"], "all_rm_scores": [0.5, -1.0]},
+        {
+            "prompt": "a",
+            "all_generated_responses": ["x", "yyy", "four", "2."],
+            "all_rm_scores": [0.5, -1.0, 0.75, 0.25],
+        },
         {"prompt": "b", "all_generated_responses": ["z", "zz"], "all_rm_scores": [0.2, 0.2]},
         {"prompt": "c", "all_generated_responses": ["u", "v"], "all_rm_scores": [0.2, 0.3]},
+        {"prompt": "e", "all_generated_responses": ["s", "t"], "all_rm_scores": [0.2, None]},
     ]
-    pair = rows[0] | {side: [{"role": "assistant", "content": rows[0]["all_generated_responses"][i]}]
-                      for i, side in enumerate(("chosen", "rejected"))}  # fmt: skip
+    pairs = [
+        rows[0]
+        | {"chosen": [{"role": "assistant", "content": good}], "rejected": [{"role": "assistant", "content": bad}]}
+        for good, bad in (("x", "yyy"), ("four", "2."))
+    ]
     data = folder / "onpolicy/train"
     write(data / "all_outputs_rm.json", rows)
-    write(data / "all_outputs_bin.json", [pair])
+    write(data / "all_outputs_bin.json", pairs)
     sampled = [{"prompt": p, "generated_text": p, "finish_reason": "length" if p == "d" else "stop"} for p in "abcd"]
     write(data / "output_13.json", sampled)
     write(data / "output_42.json", sampled)
@@ -254,12 +262,14 @@ def test_what_data_generation_dropped(tmp_path):
         "responses cut by max_tokens": 2,
         "prompts skipped: too long for the model": 1,
         "prompts dropped: fewer than two different responses": 1,
-        "prompts scored": 3,
-        "pairs dropped: all scores identical": 1,
-        "pairs dropped: below min_margin, or by the selection rule": 1,
-        "pairs kept": 1,
+        "prompts scored": 4,
+        "responses without a score": 1,
+        "prompts without a pair: no two different scores": 2,
+        "prompts without a pair: below min_margin, or by the selection rule": 1,
+        "pairs kept": 2,
     }
-    assert data.pairs == [(0.5, -1.0, 1, 3)]
+    assert data.pairs == [(0.5, -1.0, 1, 3), (0.75, 0.25, 4, 2)]  # two pairs of one prompt
+    assert data.scores[-1] == [0.2]
     # shares: of the 8 rows that came, of the 6 kept
     assert dropped_rows([read_run(tmp_path, "run")]) == [
         ("simpo: train", ["8", "2 (25.0 %)", "0", "0", "6", "3 (50.0 %)", "0"])

@@ -11,7 +11,8 @@ import numpy as np
 from reporting import plots
 from reporting.headline import warnings_of
 from reporting.numbers import METRICS, NONE, evaluation_blocks, groups, number, points
-from reporting.read import Change, Run, ScoredData, Stage
+from reporting.read import Change, Run, Stage
+from reporting.read_data import ScoredData
 from reporting.rounds import mean_and_error, rounds_table, run_headline
 
 BETWEEN_RUNS, BETWEEN_STAGES, OTHERS = "Different between the runs", "Different between the stages", "All others"

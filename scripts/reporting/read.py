@@ -1,15 +1,15 @@
 """What the report reads: a folder's trainings, scored responses, answers and evaluation numbers (see report.py)."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reporting.checks import Row, answers_of, check, check_row, is_number, read_json, read_yaml
+from reporting.read_data import ScoredData, read_data
 from reporting.read_rounds import HELD_OUT, Rounds, read_rounds
 from simpo.console import UserError
 
@@ -29,27 +29,6 @@ class Stage:
     history: list[Row]
     results: Row
     data_report: dict[str, Row]
-
-
-class PairScore(NamedTuple):
-    """The scores of a pair's responses and their lengths in characters."""
-
-    chosen: float
-    rejected: float
-    chosen_length: int
-    rejected_length: int
-
-
-@dataclass
-class ScoredData:
-    """What data generation left in one folder."""
-
-    name: str
-    scores: list[list[float]] = field(default_factory=list)
-    """Of every prompt's responses."""
-    pairs: list[PairScore] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    """Prompts, responses and pairs by what became of them, in the order of the steps."""
 
 
 class Change(NamedTuple):
@@ -170,67 +149,6 @@ def read_stage(folder: Path, name: str) -> Stage | None:
         results=read_json(folder / "all_results.json", dict),
         data_report=reports,
     )
-
-
-def read_data(folder: Path, name: str) -> Iterator[ScoredData]:
-    """What decode, post_process and annotate left in a folder: its prompts and, apart from them, its test prompts."""
-    for suffix in ("", "_test"):
-        scored, paired = folder / f"all_outputs_rm{suffix}.json", folder / f"all_outputs_bin{suffix}.json"
-        data = ScoredData(f"{name or 'responses'}{' (test)' if suffix else ''}")
-        if not suffix:
-            data.counts |= count_sampled(folder)
-        if scored.is_file():
-            data.scores = [scores_of(scored, number, row) for number, row in enumerate(read_json(scored, list))]
-            data.counts["prompts scored"] = len(data.scores)
-        if paired.is_file():
-            data.pairs = [score_pair(paired, number, row) for number, row in enumerate(read_json(paired, list))]
-            if scored.is_file():
-                same = sum(max(scores) == min(scores) for scores in data.scores)
-                others = len(data.scores) - len(data.pairs) - same
-                data.counts["pairs dropped: all scores identical"] = same
-                data.counts["pairs dropped: below min_margin, or by the selection rule"] = others
-            data.counts["pairs kept"] = len(data.pairs)
-        if data.counts:
-            yield data
-
-
-def count_sampled(folder: Path) -> dict[str, int]:
-    """Counts of decode's and post_process's files."""
-    counts: dict[str, int] = {}
-    files = [path for path in sorted(folder.glob("output_*.json")) if re.fullmatch(r"output_\d+\.json", path.name)]
-    rows = [check_row(path, n, row, "prompt") for path in files for n, row in enumerate(read_json(path, list))]
-    if rows:
-        counts[f"responses sampled ({len(files)} seeds)"] = len(rows)
-        if "finish_reason" in rows[0]:
-            counts["responses cut by max_tokens"] = sum(row.get("finish_reason") == "length" for row in rows)
-    if (skipped := folder / "skipped_prompts.json").is_file():
-        counts["prompts skipped: too long for the model"] = len(read_json(skipped, list))
-    if rows and (joined := folder / "all_outputs.json").is_file():
-        kept = {
-            json.dumps(check_row(joined, n, row, "prompt")["prompt"]) for n, row in enumerate(read_json(joined, list))
-        }
-        lost = {json.dumps(row["prompt"]) for row in rows} - kept  # the file may hold other parts' prompts, too
-        counts["prompts dropped: fewer than two different responses"] = len(lost)
-    return counts
-
-
-def scores_of(path: Path, number: int, row: Any) -> list[float]:
-    scores = check_row(path, number, row, "all_rm_scores")["all_rm_scores"]
-    check(path, isinstance(scores, list) and scores != [] and all(map(is_number, scores)), "all_rm_scores", number)
-    check(path, all(map(math.isfinite, scores)), "all_rm_scores", number)
-    return scores
-
-
-def score_pair(path: Path, number: int, row: Any) -> PairScore:
-    """A pair's scores: those of its answers among all the prompt's responses."""
-    scores = scores_of(path, number, row)
-    check_row(path, number, row, "all_generated_responses", "chosen", "rejected")
-    try:
-        answers = [row[side][-1]["content"] for side in ("chosen", "rejected")]
-        chosen, rejected = (scores[row["all_generated_responses"].index(answer)] for answer in answers)
-        return PairScore(chosen, rejected, *map(len, answers))
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}, row {number}: chosen or rejected is not one of the scored responses") from error
 
 
 def read_answers(folder: Path) -> list[Comparison]:

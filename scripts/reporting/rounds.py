@@ -9,7 +9,8 @@ from reporting.checks import Row
 from reporting.headline import Headline, headline, tone_of
 from reporting.numbers import NONE, gain, is_finite, number, share_error, signed, standard_error
 from reporting.numbers import with_error as plus_minus
-from reporting.read import Run, ScoredData, Stage
+from reporting.read import Run, Stage
+from reporting.read_data import ScoredData
 
 Cells = tuple[str, list[str]]
 
