@@ -101,7 +101,7 @@ def main() -> None:
         score = {"scores_only": True, "extra_responses": None, "test_generation_file": None}
         write_yaml(folder / "held_out" / "annotate.yaml", read_words("ANNOTATE_ARGS", asked["ANNOTATE_ARGS"]) | score)
     counts = f"{len(prompts)} prompts ({asked['PROMPTS']}), {len(held_out)} held out"
-    say(f"{rounds} rounds over {counts}, training with {training['objective']}")
+    say(f"{rounds} round{'' if rounds == 1 else 's'} over {counts}, training with {training['objective']}")
 
 
 def read_rounds(text: str) -> int:

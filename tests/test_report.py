@@ -14,9 +14,8 @@ import yaml
 from report import main
 from reporting.headline import headline, warnings_of
 from reporting.numbers import MINUS, gain, groups, measures, points
-from reporting.page import dropped_rows, render, settings_blocks
-from reporting.read import names_of, read_run
-from simpo.console import UserError
+from reporting.page import curve_sections, dropped_rows, render, settings_blocks
+from reporting.read import read_run
 
 HOSTILE = """</script></div><script>alert("1")</script><img src=x onerror='alert(2)'> {{ 7*7 }} $\\frac$ &amp;"""
 
@@ -242,6 +241,21 @@ def test_curve_points(tmp_path):
     assert 'alt="Loss: run training 2 to 1; run evaluation 1.2 to 1.2"' in render([run])
 
 
+def test_means_and_sums_of_log_probabilities_are_drawn_apart(tmp_path):
+    runs = []
+    for name in ("simpo", "orpo", "dpo"):  # ORPO's are means, too
+        folder = training(tmp_path / name)
+        config = {"identity": {"objective": name}, "settings": {"beta": 0.1, "dry_run": name == "dpo"}}
+        write(folder / "run_config.yaml", yaml.safe_dump(config))
+        runs.append(read_run(folder, name))
+    ((_, _, drawn),) = curve_sections(runs)
+    told = {plot.title: plot.text for plot in drawn if "chosen" in plot.title}
+    assert list(told) == ["Log-probability of chosen, mean per token", "Log-probability of chosen, sum"]
+    means, sums = told.values()
+    assert "simpo" in means and "orpo" in means and "dpo" not in means and "dpo" in sums
+    assert "Different settings: objective and 1 more." in Elements(render(runs)).text
+
+
 def test_logged_lengths_are_drawn(tmp_path):
     run = read_run(training(tmp_path, [{"step": s, "lengths/chosen": 9.0 + s} for s in (1, 2)]), "run")
     assert 'alt="Length: lengths/chosen: run training 10 to 11"' in render([run])
@@ -274,53 +288,6 @@ def test_what_data_generation_dropped(tmp_path):
     assert dropped_rows([read_run(tmp_path, "run")]) == [
         ("simpo: train", ["8", "2 (25.0 %)", "0", "0", "6", "3 (50.0 %)", "0"])
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("trainer_state.json", '{"log_history": [', "trainer_state.json: not JSON"),
-        ("trainer_state.json", {"log_history": 3}, "trainer_state.json: log_history is not in the form"),
-        ("run_config.yaml", "a: [", "run_config.yaml: not YAML"),
-        ("data_report.json", {"train": {"rows": "x"}}, "data_report.json: train is not"),
-        ("all_outputs_rm.json", {}, "all_outputs_rm.json: the content (a list is expected)"),
-        ("all_outputs_rm.json", [{"all_rm_scores": []}], "all_outputs_rm.json, row 0: all_rm_scores"),
-        ("all_outputs_rm.json", '[{"all_rm_scores": [NaN]}]', "all_outputs_rm.json, row 0: all_rm_scores"),
-        (
-            "all_outputs_bin.json",
-            [{"all_rm_scores": [1], "all_generated_responses": ["x"], "chosen": [], "rejected": []}],
-            "all_outputs_bin.json, row 0: chosen or rejected is not one",
-        ),
-        ("answers_after.json", [{"prompt": "p"}], "answers_after.json, row 0: has no field 'answer'"),
-        ("answers_after.json", [{"prompt": "p", "answer": "", "correct": 1}], "answers_after.json, row 0: correct"),
-        ("generations.jsonl", '{"step": 1', "generations.jsonl, line 1: not JSON"),
-        ("summary.json", {"n": "x"}, "summary.json: n is not in the form"),
-        ("scores.json", {"model": 3}, "scores.json: model is not in the form"),
-    ],
-)
-def test_malformed_files_are_named(tmp_path, fails, name, content, message):
-    training(tmp_path / "run")
-    write(tmp_path / "run" / name, content)
-    assert message in fails(main, str(tmp_path / "run"), "--output", str(tmp_path / "report.html"))
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_refused(tmp_path, fails):
-    output = ["--output", str(tmp_path / "report.html")]
-    assert "no such folder" in fails(main, str(tmp_path / "none"), *output)
-    (tmp_path / "empty").mkdir()
-    assert "holds nothing to report" in fails(main, str(tmp_path / "empty"), *output)
-    run = str(training(tmp_path / "run"))
-    assert "given twice" in fails(main, run, run, *output)
-    assert "shows 8 at most" in fails(main, *[run] * 9, *output)
-    assert "cannot be written" in fails(main, run, "--output", f"{run}/run_config.yaml/report.html")
-
-
-def test_runs_are_named_by_what_tells_them_apart():
-    assert names_of([Path("x/a"), Path("x/b")]) == ["a", "b"]
-    assert names_of([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]
-    with pytest.raises(UserError, match="given twice"):
-        names_of([Path("x/a"), Path("x/../x/a")])
 
 
 def test_a_real_run(config, tmp_path, monkeypatch):

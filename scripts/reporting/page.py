@@ -47,6 +47,7 @@ class Plot(NamedTuple):
 def render(runs: Sequence[Run]) -> str:
     """The page, with every text from the runs escaped."""
     settings = settings_blocks(runs)
+    differing = [key for block in settings if block.heading == BETWEEN_RUNS for key, _ in block.rows]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -63,7 +64,8 @@ def render(runs: Sequence[Run]) -> str:
         rounds=[(run.name, run.rounds, rounds_table(run), round_plots(run)) for run in runs if run.rounds],
         evaluation=evaluation_blocks(runs),
         settings=settings,
-        differing=[key for block in settings if block.heading == BETWEEN_RUNS for key, _ in block.rows],
+        differing=[key for key in differing if key in MAIN_SETTINGS],
+        differing_too=len([key for key in differing if key not in MAIN_SETTINGS]),
         curves=curve_sections(runs),
         data=[
             (label(run.name, data.name, runs), data_text(data), data_plots(data))
@@ -173,11 +175,29 @@ def stage_plots(own: Sequence[tuple[int, str, Stage]]) -> list[Plot]:
     for title, names in [*METRICS, *lengths]:
         if logged.isdisjoint(names):
             continue
-        lines = [(plots.COLOURS[i], points(s, names, ""), points(s, names, "eval_")) for i, _, s in own]
-        if not any(steps for _, *both in lines for steps, _ in both):
-            continue
-        limits = common_limits([stage for *_, stage in own]) if names[0] in SAME_AXIS else None
-        found.append(Plot(title, plots.curves(lines, limits), curve_text(title, own, lines)))
+        for unit, part in by_unit(own).items() if names[0] in SAME_AXIS else [("", own)]:
+            lines = [(plots.COLOURS[i], points(s, names, ""), points(s, names, "eval_")) for i, _, s in part]
+            if not any(steps for _, *both in lines for steps, _ in both):
+                continue
+            limits = common_limits([stage for *_, stage in part]) if names[0] in SAME_AXIS else None
+            found.append(Plot(title + unit, plots.curves(lines, limits), curve_text(title + unit, part, lines)))
+    return found
+
+
+def by_unit(own: Sequence[tuple[int, str, Stage]]) -> dict[str, list[tuple[int, str, Stage]]]:
+    """The stages by what their log-probabilities are: means per token and sums do not go on one axis."""
+    objectives = {stage.settings.get("objective") for *_, stage in own}
+    if len(objectives) < 2:
+        return {"": list(own)}
+    from simpo.objectives import get_objective, objective_names  # with torch, which takes seconds
+
+    found: dict[str, list[tuple[int, str, Stage]]] = {}
+    for entry in own:
+        name = entry[2].settings.get("objective")
+        unit = (
+            {"mean": ", mean per token", "sum": ", sum"}[get_objective(name).logps] if name in objective_names() else ""
+        )
+        found.setdefault(unit, []).append(entry)
     return found
 
 
