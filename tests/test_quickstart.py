@@ -171,13 +171,13 @@ def test_the_whole_loop_killed_and_started_again(tmp_path, warm, chance):
     to its end; a third run has nothing to do."""
     out = tmp_path / "out"
     command = ["bash", str(QUICKSTART / "run.sh")]
-    settings = warm | {"OUT": str(out), "SEED": "5", "SCALE": "0.04"}
+    settings = warm | {"OUT": str(out), "SEED": "5", "SCALE": "0.02"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     first = subprocess.Popen(command, env=os.environ | settings, start_new_session=True, **quiet)
     deadline = time.time() + 200
     while not (out / "stages" / "base").exists() and time.time() < deadline and first.poll() is None:
         time.sleep(0.1)
-    time.sleep(chance.uniform(0, 15))
+    time.sleep(chance.uniform(0, 8))
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert not (out / "summary.json").exists()

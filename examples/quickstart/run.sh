@@ -12,10 +12,9 @@ set -euo pipefail
 
 stage data make_data
 # DeepSpeed compiles a part of itself once for each environment: meanwhile, on the other core.
-background build_deepspeed > "$out/build.log" 2>&1
-build=$!
+[ -e "$out/stages/base" ] || background build_deepspeed > "$out/build.log" 2>&1
 stage base train run_sft.py base "$data/untrained" "$data/base" base
-wait $build || true # SimPO's start would show what is wrong
+wait # were it stopped, SimPO's start would do it
 
 # The reward model is trained beside the policy: each keeps one core busy.
 background stage reward train run_reward.py reward "$models/base" "$data/reward" reward >> "$out/reward.log" 2>&1
