@@ -156,7 +156,7 @@ def warm() -> Iterator[dict[str, str]]:
 
 
 def run_script(
-    *command: str, cwd: Path | None = None, timeout: int = 600, env: Mapping[str, str] | None = None
+    *command: str, cwd: Path | None = None, timeout: int = 1800, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """Run a command with this Python's environment, as a user would type it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -155,7 +155,7 @@ class Checkout:
     def run(self, command: str | list[str], **environment: str) -> tuple[str, str]:
         """Run a text of commands, each of which must end with status 0, or a program; its output and errors."""
         process = self.start(["bash", "-euc", command] if isinstance(command, str) else command, **environment)
-        out, errors = process.communicate(timeout=600)
+        out, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, out[-3000:] + errors[-3000:]
         return out, errors
 

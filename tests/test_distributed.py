@@ -38,7 +38,7 @@ def test_plain_processes_equal_one(config, tmp_path, monkeypatch, warm):
         path = config(**changes, output_dir=str(tmp_path / name), max_tokens_per_micro_batch=tokens)
         runs += ["run_simpo", shutil.copy(path, tmp_path / f"{name}.yaml")]
     with torchrun(str(ROOT / "tests" / "sharded_on_cpu.py"), *map(str, runs), env=warm) as process:
-        _, err = process.communicate(timeout=600)
+        _, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err[-3000:]
     one = load_file(tmp_path / "one" / "model.safetensors")
     for name in ("batches", "tokens"):
@@ -64,7 +64,7 @@ def test_a_failure_after_training_is_a_failure(config, tmp_path, warm):
     """Everything is trained and saved when the card's place turns out to be a folder."""
     (tmp_path / "out" / "README.md").mkdir(parents=True)
     with torchrun(SCRIPT, config(max_steps=1), env=warm) as process:
-        _, err = process.communicate(timeout=600)
+        _, err = process.communicate(timeout=1800)
     assert process.returncode != 0 and (tmp_path / "out" / "model.safetensors").is_file()
     assert f"error: {tmp_path / 'out' / 'README.md'}: Is a directory; mend that" in err
 
@@ -76,13 +76,13 @@ def test_two_processes_end_with_their_launcher_and_hold_their_folder(config, tmp
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         with torchrun(SCRIPT, path, env=warm) as second:
-            _, err = second.communicate(timeout=600)
+            _, err = second.communicate(timeout=1800)
         assert second.returncode != 0 and err.count("another run is writing to this folder") == 1
         assert process.poll() is None
         process.kill()  # the launcher alone
-        process.communicate(timeout=600)  # which ends when nobody holds its pipes any more
+        process.communicate(timeout=1800)  # which ends when nobody holds its pipes any more
     seen = max(step_of(folder) for folder in checkpoints_in(str(tmp_path / "out")))
     with torchrun(SCRIPT, path, f"--max_steps={seen + 1}", env=warm) as process:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     assert "resuming from" in out and (tmp_path / "out" / "trainer_state.json").is_file()

@@ -90,7 +90,7 @@ def calls_of(tmp_path_factory):
         # a shell script that is called by its path, or with bash, is a program as well
         text = re.sub(r"\b(?:bash )?((?:on_policy_data_gen|examples)/\S+\.sh)", r"python \1", text)
         env = os.environ | VARIABLES | {"CALLS": str(record), "PATH": f"{programs}:{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-euc", text], cwd=place, env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-euc", text], cwd=place, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         calls = [call.split("\037")[:-1] for call in record.read_text().split("\036")[:-1]]
         return [(Path(call[0]), call[1], call[2:]) for call in calls]

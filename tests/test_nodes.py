@@ -26,7 +26,7 @@ def two_nodes(folder: Path, *words: Any, **options: Any) -> list[tuple[int, str,
     """Run a command on two nodes (see start_nodes); returns status, output and errors of each."""
     ends = []
     for process in start_nodes(folder, *words, **options):
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=1800)
         ends.append((process.returncode, out, err))
     return ends
 
