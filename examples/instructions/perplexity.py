@@ -25,7 +25,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    ids = AutoTokenizer.from_pretrained(args.model)(text, return_tensors="pt", verbose=False)["input_ids"][0, : WINDOW * WINDOWS]
+    tokenized = AutoTokenizer.from_pretrained(args.model)(text, return_tensors="pt", verbose=False)
+    ids = tokenized["input_ids"][0, : WINDOW * WINDOWS]
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     windows = ids.view(WINDOWS, 1, WINDOW)
     with torch.no_grad():
