@@ -44,4 +44,4 @@ bench: env
 	done
 
 clean:
-	rm -rf outputs .pytest_cache .ruff_cache
+	rm -rf .pytest_cache .ruff_cache

@@ -35,8 +35,10 @@ quietly() {
     "$@" >> "$log" 2>&1
 }
 
-last_error() {
-    grep -ai '^error' "$log" | tail -n 1 | sed 's/^error: *//I'
+last_error() { # with its cause, which uv puts on the next line
+    awk 'tolower($0) ~ /^error/ { error = $0; line = NR }
+         line && NR == line + 1 && sub(/^ *Caused by: */, "") { error = error ": " $0 }
+         END { print substr(error, index(error, ":") + 2) " (more in '"$log"')" }' "$log"
 }
 
 # vLLM's CPU build needs torch's: from what pip is set up to search, else with uv, which knows where it is.
@@ -51,7 +53,7 @@ install_builds() { # the two packages that not every Python has wheels of
 }
 
 make_new() { # with the first Python that does
-    local python version reasons="" candidates=(python3.11 python3.12 python3.13 python3 python)
+    local python version reasons="" tried=" " candidates=(python3.11 python3.12 python3.13 python3 python)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for python in "${candidates[@]}"; do
         version=$(version_of "$python")
@@ -59,6 +61,8 @@ make_new() { # with the first Python that does
             case $python in python3 | python) ;; *) reasons+="; no $python" ;; esac
         elif ! supported "$version"; then
             reasons+="; $python is $version"
+        elif [[ $tried == *" $version "* ]]; then # under another name
+            continue
         elif ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
             reasons+="; $python has no venv (apt install python$version-venv)"
         else
@@ -66,6 +70,7 @@ make_new() { # with the first Python that does
             "$python" -m venv --clear .venv
             quietly .venv/bin/pip install --upgrade "pip>=25" || true # what came with Python may do
             install_builds && return
+            tried+="$version "
             reasons+="; $python: $(last_error)"
         fi
     done
@@ -77,13 +82,13 @@ if usable; then
     [ "$(state)" != "$(cat .venv/.complete 2> /dev/null)" ] || exit 0
     echo "bringing .venv up to date"
     rm -f .venv/.complete "$log"
-    install_builds || { echo "error: $(last_error) (more in $log)" >&2 && exit 2; }
+    install_builds || { echo "error: $(last_error)" >&2 && exit 2; }
 else
     [ ! -e .venv ] || echo "making .venv anew: it was moved, or is of another Python"
     make_new
 fi
 quietly .venv/bin/pip install --constraint "$pins" --editable ".[cpu,eval,dev]" ||
-    { echo "error: $(last_error) (more in $log)" >&2 && exit 2; }
+    { echo "error: $(last_error)" >&2 && exit 2; }
 # What vLLM pulls in beside it are CUDA builds that break imports next to a CPU torch; text needs none of them.
 quietly .venv/bin/pip uninstall --yes torchvision torchaudio torchcodec
 state > .venv/.complete

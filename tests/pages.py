@@ -61,6 +61,7 @@ PYTHON = {  # whose blocks of Python are run, and by which test
     "docs/extending.md": "test_extending.py",
     "docs/model_families.md": "test_fast_logps.py",
     "docs/objectives.md": "test_run_preference.py",
+    "docs/python.md": "test_python_api.py",
 }
 
 STANDINS = ("conda", "lm-eval", "sbatch")  # do nothing

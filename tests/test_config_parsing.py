@@ -186,10 +186,15 @@ def test_missing_yaml(fails):
 
 
 def test_help(capsys, monkeypatch):
+    """How the program is started, what it says of itself, line by line, and its settings."""
     monkeypatch.setattr(sys, "argv", ["run_simpo.py", "--help"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Train a model.\n\n    run_simpo.py mine.yaml\n")
     with pytest.raises(SystemExit) as stop:
         run_simpo()
-    assert stop.value.code == 0 and "--gamma_beta_ratio" in capsys.readouterr().out
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and usage == "usage: run_simpo.py [CONFIG.yaml] [--key=value | --key value] ..."
+    assert lines[:4] == ["", "Train a model.", "", "    run_simpo.py mine.yaml"]
+    assert any("--gamma_beta_ratio" in line for line in lines)
 
 
 def test_the_last_of_an_option_given_twice_counts():

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import make_pairs
+from conftest import make_pairs, write_jsonl
 from datasets import Dataset
+from pages import blocks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -40,6 +41,17 @@ def settings(folder, **changes) -> SimPOConfig:
         "disable_tqdm": True,
     }  # fmt: skip
     return SimPOConfig(**(values | changes))
+
+
+def test_the_page_from_python(tmp_path, monkeypatch):
+    """The example of docs/python.md, as it stands."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model(tmp_path / "path" / "to" / "model")
+    write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4))
+    (code,) = blocks("docs/python.md", "python")
+    names = {}
+    exec(code, names)
+    assert names["trainer"].state.global_step == 2 and (tmp_path / "outputs/mine/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("use_peft", [False, True])

@@ -209,7 +209,7 @@ def test_named_checkpoint(checkpoint, config, fails, monkeypatch, capsys, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_name_or_path": None}, "model_name_or_path: not given"),
+        ({"model_name_or_path": None}, "model_name_or_path: not given, in a YAML (the first argument) or as --model"),
         ({"model_name_or_path": "nobody/nothing"}, "nobody/nothing"),
         ({"dataset_mixer": {"nobody/nothing": 1.0}}, "nobody/nothing is neither a folder"),
         ({"dataset_splits": ["train_prefs", "test"]}, "split train_prefs"),

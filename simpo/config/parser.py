@@ -1,5 +1,6 @@
 """The parser of `script.py [config.yaml] [--key=value] ...`: strict, every value checked against its field."""
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -19,6 +20,10 @@ from simpo.console import UserError, warn
 COMMAND_LINE = "command line"
 # what libraries raise about a setting, each in its own way: files that it names, keys of a nested one, packages
 REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError, OSError, AttributeError, LookupError)
+
+
+class ProgramHelp(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The program's own words as they stand, and the defaults of its options."""
 
 
 class H4ArgumentParser(HfArgumentParser):
@@ -45,6 +50,8 @@ class H4ArgumentParser(HfArgumentParser):
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         if "-h" in argv or "--help" in argv:
+            self.usage, self.formatter_class = "%(prog)s [CONFIG.yaml] [--key=value | --key value] ...", ProgramHelp
+            self.description = sys.modules["__main__"].__doc__
             self.print_help()
             sys.exit(0)
         values: dict[str, Any] = {}

@@ -49,7 +49,7 @@ def check_settings(
         UserError: names the setting and the remedy.
     """
     if model_args.model_name_or_path is None:
-        raise UserError("model_name_or_path: not given")
+        raise UserError("model_name_or_path: not given, in a YAML (the first argument) or as --model_name_or_path=...")
     check_names(model_args, data_args, args)
     check_numbers(data_args, args)
     check_tracking(args)
