@@ -137,6 +137,7 @@ def test_unquoted_no_is_a_strategy(config):
         (["--lora_alpha=-2"], r"lora_alpha \(-2\)"),
         (["--run_name"], "run_name"),
         (["beta=2"], "expected --key=value, found 'beta=2'"),
+        (["--dataset_mixer={a:", "1.0}"], "found '1.0}'.*quote what has spaces"),
         (["--max_prompt_length=96"], r"max_prompt_length \(96\) must be positive and below max_length \(96\)"),
         (["--label_smoothing=0.5"], "label_smoothing"),
         (["--is_encoder_decoder=true"], "encoder-decoder"),

@@ -156,7 +156,7 @@ def test_bad_arguments(model_folder, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     refused("model_init_kwargs: only for a model given by name", model, model_init_kwargs={"torch_dtype": None})
     refused("model_name_or_path: there is no folder", str(tmp_path / "nowhere"))
-    refused("model_name_or_path: cannot load", "no/where")
+    refused("model_name_or_path: cannot load no/where, which is no folder here, from the hub: ", "no/where")
 
 
 def test_attributes_of_the_original_read_and_set_the_settings(model_folder, tmp_path):

@@ -76,7 +76,7 @@ def split_overrides(argv: Sequence[str]) -> dict[str, Any]:
         token = argv[position]
         position += 1
         if not token.startswith("--"):
-            raise UserError(f"command line: expected --key=value, found {brief(token)}")
+            raise UserError(f"command line: expected --key=value, found {brief(token)} (quote what has spaces)")
         key, equals, value = token[2:].partition("=")
         if not equals:
             words = []

@@ -223,7 +223,8 @@ def load_split(name: str, config: str | None, split: str, key: str = "dataset_mi
     except DatasetGenerationError as error:
         raise UserError(f"dataset {name}, split {split}: cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:  # "Unknown split", "Config name is missing", ...
-        raise UserError(f"dataset {name}, split {split}: {error}") from error
+        hint = " (see dataset_splits)" if key == "dataset_mixer" else ""
+        raise UserError(f"dataset {name}, split {split}: {error}{hint}") from error
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
     if split not in splits and not (isinstance(saved, Dataset) and "train" in split):
         what = f"splits {', '.join(splits)}" if isinstance(saved, DatasetDict) else "one unnamed split, read as train"

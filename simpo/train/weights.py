@@ -1,6 +1,7 @@
 """Reading a causal language model's files: which ones, in what precision, and an adapter's merge into its base."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def get_model_config(model_args: ModelArguments) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model_args.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: cannot load {name}: {error}") from error
+        place = "" if Path(name).is_dir() else ", which is no folder here, from the hub"
+        raise UserError(f"{key}: cannot load {name}{place}: {error}") from error
     if config.is_encoder_decoder:
         raise UserError(f"model_name_or_path: {name} is an encoder-decoder model; only decoder-only models can be used")
     return config
