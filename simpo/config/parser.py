@@ -14,10 +14,9 @@ from transformers import HfArgumentParser
 
 from simpo.config.old_spellings import RENAMED_SILENTLY, modernize
 from simpo.config.reading import brief, read_yaml, split_overrides
-from simpo.config.values import check_choice, check_type
+from simpo.config.values import COMMAND_LINE, check_choice, check_type
 from simpo.console import UserError, warn
 
-COMMAND_LINE = "command line"
 # what libraries raise about a setting, each in its own way: files that it names, keys of a nested one, packages
 REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError, OSError, AttributeError, LookupError)
 

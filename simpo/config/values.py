@@ -10,6 +10,8 @@ from typing import Any
 from simpo.config.reading import brief, load_yaml
 from simpo.console import UserError
 
+COMMAND_LINE = "command line"
+
 
 def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
     """Return `value` as the type `hint`; text from the command line (or YAML's `5e-7`, a string to YAML) is converted.
@@ -32,7 +34,8 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
         if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
             raise UserError(f"{where}: {brief(text)} holds a character that no file or text can hold")
     if isinstance(value, bool) and not accepts_bool(hint):  # true is not the number 1
-        raise UserError(f"{where}: {value} does not fit: neither text (put it in quotes) nor a number")
+        bare = f"--{key} needs a value, or " if source == COMMAND_LINE and value is True else ""
+        raise UserError(f"{where}: {value} does not fit: {bare}neither text (put it in quotes) nor a number")
     problem = ""
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Enum):
@@ -44,6 +47,7 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
             return value
         except ValidationError as error:
             problem = problem or error.errors()[0]["msg"]
+            problem += ", as {name: 1.0}" if error.errors()[0]["type"] == "dict_type" else ""
     raise UserError(f"{where}: {brief(value)} does not fit: {problem}")
 
 
