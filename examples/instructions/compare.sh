@@ -3,11 +3,11 @@
 # fine-tuning on their chosen answers; one setting each and none tuned. Prints the table of the README. Stages that are
 # whole are skipped: run it again after a stop.
 #
-#     for s in 1 2 3; do
+#     for s in 4 5 6; do
 #         SEED=$s OUT=outputs/instructions_$s bash examples/instructions/run.sh
 #         SEED=$s OUT=outputs/instructions_$s bash examples/instructions/compare.sh
 #     done
-#     python examples/instructions/table.py outputs/instructions_1 outputs/instructions_2 outputs/instructions_3
+#     python examples/instructions/table.py outputs/instructions_4 outputs/instructions_5 outputs/instructions_6
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 
