@@ -39,7 +39,7 @@ MADE = ("*.json", "*.jsonl", "held_out/**/*.json", "round_*/train/*.json", "roun
 MADE += (
     "round_*/model/*.safetensors",
     "round_*/merged/*.safetensors",
-    "round_*/annotated/datasets/**/*.arrow",
+    "round_*/annotated/datasets/**/data-*.arrow",  # beside the libraries' caches
     "round_*/done",
 )
 
