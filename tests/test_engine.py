@@ -43,15 +43,18 @@ def children(process: int) -> list[int]:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
 def test_what_was_started_ends_with_its_starter(end):
     """... killed, terminated, or left through os._exit; grandchildren in a session of their own, too."""
-    child = SLEEPER.format("time.sleep(600)")
-    code = STARTER.format(child=child, then="time.sleep(600)" if end else "time.sleep(0.5); os._exit(0)")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    mark, _ = process.stdout.readline().split()
+    child = SLEEPER.format("import time; time.sleep(600)")
+    code = STARTER.format(child=child, then="sys.stdin.read(); os._exit(0)")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+    mark, _ = next(line for line in process.stdout if " " in line).split()  # the child writes there, too
     variable = f"{guard.MARK}={mark}".encode()
     wait_until(lambda: len(guard.marked(variable)) == 2)
     (bystander,) = set(children(process.pid)) - set(guard.marked(variable)) - watchers(process.pid)
     if end:
         process.send_signal(end)
+    else:
+        process.stdin.close()
     process.wait()
     wait_until(lambda: not guard.marked(variable))
     os.kill(bystander, signal.SIGKILL)  # it is there
