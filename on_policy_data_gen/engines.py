@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ def run_engines(
     seeds = sorted({request.key[0] for request in requests})
     journals = {seed: Journal(folder, f"output_{seed}.0.jsonl") for seed in seeds}
     team = open_team(partial(Answerer, engine), engine["model"], count, engine["tensor_parallel_size"], ray_address)
-    tokens, lost = dict.fromkeys(range(count), 0), set()
+    tokens, lost, start = dict.fromkeys(range(count), 0), set(), time.monotonic()
     with progress(len(requests), "decoding", "response") as bar:
         for member, request, response in dispatch(team, groups.values(), math.ceil(len(requests) / count)):
             seed, prompt = request.key
@@ -54,7 +55,7 @@ def run_engines(
             answer = (response.text, response.finish_reason, response.num_tokens)
             journals[seed].append(dict(zip(FIELDS, (to_json(prompt), texts[prompt], *answer), strict=True)))
             tokens[member] += response.num_tokens
-            bar.set_postfix_str(rates(team, tokens, bar.format_dict["elapsed"]), refresh=False)
+            bar.set_postfix_str(rates(team, tokens, time.monotonic() - start), refresh=False)
     return lost
 
 

@@ -6,7 +6,7 @@ SEED=${SEED:-0} SCALE=${SCALE:-1} out=${OUT:-outputs/instructions}
 data=$out/data models=$out/models pairs=$out/pairs
 OMP_NUM_THREADS=$(nproc)
 export OMP_WAIT_POLICY=PASSIVE # waiting threads spin otherwise: beside other work a small loop took 2.6 times as long
-export OMP_NUM_THREADS DS_ACCELERATOR=cpu TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR TQDM_DISABLE=1
+export OMP_NUM_THREADS DS_ACCELERATOR=cpu TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR
 export PYTHONWARNINGS=ignore::FutureWarning,ignore:resource_tracker:UserWarning # engines that end leave semaphores
 export HF_HUB_OFFLINE=1 # everything is in local folders
 # bf16 is four times faster where the processor has its products, and slower than float32 where it has not
