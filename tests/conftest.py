@@ -186,3 +186,50 @@ def losses(output_dir: str | Path) -> list[dict]:
     found = [entry for entry in history if "loss" in entry]
     assert found
     return found
+
+
+# ---- of several files on one subject -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def armorm(tmp_path_factory) -> str:
+    from tiny_reward_models import tiny_armorm
+
+    return tiny_armorm(tmp_path_factory.mktemp("rm") / "armorm")
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory) -> Path:
+    """Candidate responses to 24 prompts."""
+    from annotate_world import write_candidates
+
+    return write_candidates(tmp_path_factory.mktemp("candidates") / "all_outputs.json", 24)
+
+
+@pytest.fixture
+def run(monkeypatch) -> Callable[..., None]:
+    """Run run_simpo.py's main()."""
+    import run_simpo
+
+    def run(*argv: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["run_simpo.py", *argv])
+        run_simpo.main()
+
+    return run
+
+
+@pytest.fixture
+def judged(monkeypatch, capsys, tmp_path):
+    """Run judge.py on a benchmark's small files, which must end well; returns its errors and the rows it wrote."""
+
+    from judge_world import judge_files, judged_rows
+
+    import judge
+
+    def run(benchmark: str, url: str, *options: str, **changed) -> tuple[str, list[dict]]:
+        files = judge_files(tmp_path, benchmark, **changed)
+        monkeypatch.setattr("sys.argv", ["judge.py", *files, "--base_url", url, "--concurrency", "2", *options])
+        judge.main()
+        return capsys.readouterr().err, judged_rows(tmp_path / "out")
+
+    return run

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,21 +15,10 @@ from rewards.decoder import Decoder
 from simpo.data.load import get_datasets
 from tiny_models import tiny_tokenizer
 from tiny_reward_models import (
-    tiny_armorm,
     tiny_classifier,
 )
 
 SCRIPT = str(ROOT / "on_policy_data_gen" / "reward_model_annotate.py")
-
-
-@pytest.fixture(scope="module")
-def armorm(tmp_path_factory) -> str:
-    return tiny_armorm(tmp_path_factory.mktemp("rm") / "armorm")
-
-
-@pytest.fixture(scope="module")
-def candidates(tmp_path_factory) -> Path:
-    return write_candidates(tmp_path_factory.mktemp("candidates") / "all_outputs.json", 24)
 
 
 def test_results(monkeypatch, tmp_path, armorm, candidates, capsys):

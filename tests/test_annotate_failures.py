@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from annotate_world import answers, read, run, write_candidates, write_rows
 from crashes import contents, stops_of
@@ -14,18 +13,7 @@ from safetensors.torch import load_file, save_file
 from reward_model_annotate import main
 from rewards.decoder import Decoder
 from simpo.folder import Journal, lock_folder
-from tiny_reward_models import tiny_armorm, tiny_classifier, tiny_encoder
-
-
-@pytest.fixture(scope="module")
-def armorm(tmp_path_factory) -> str:
-    return tiny_armorm(tmp_path_factory.mktemp("rm") / "armorm")
-
-
-@pytest.fixture(scope="module")
-def candidates(tmp_path_factory) -> Path:
-    return write_candidates(tmp_path_factory.mktemp("candidates") / "all_outputs.json", 24)
-
+from tiny_reward_models import tiny_classifier, tiny_encoder
 
 # ---- one bad item never blocks the rest ---------------------------------------------------------------------------
 

@@ -13,17 +13,6 @@ from datasets import Dataset
 from reward_model_annotate import main
 from rewards import load_reward_model
 from simpo.data.load import get_datasets
-from tiny_reward_models import tiny_armorm
-
-
-@pytest.fixture(scope="module")
-def armorm(tmp_path_factory) -> str:
-    return tiny_armorm(tmp_path_factory.mktemp("rm") / "armorm")
-
-
-@pytest.fixture(scope="module")
-def candidates(tmp_path_factory) -> Path:
-    return write_candidates(tmp_path_factory.mktemp("candidates") / "all_outputs.json", 24)
 
 
 def test_rows_and_responses_left_out(monkeypatch, tmp_path, armorm, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from judge_server import FOR_A_WHILE, KEY, serving
-from judge_world import ARENA, judge_files, judged_rows, scores
+from judge_world import ARENA, judge_files, scores
 
 import judge
 from simpo.judge import responses, work
@@ -18,19 +18,6 @@ from simpo.judge import responses, work
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
-@pytest.fixture
-def judged(monkeypatch, capsys, tmp_path):
-    """Run judge.py on a benchmark's small files, which must end well; returns its errors and the rows it wrote."""
-
-    def run(benchmark: str, url: str, *options: str, **changed) -> tuple[str, list[dict]]:
-        files = judge_files(tmp_path, benchmark, **changed)
-        monkeypatch.setattr("sys.argv", ["judge.py", *files, "--base_url", url, "--concurrency", "2", *options])
-        judge.main()
-        return capsys.readouterr().err, judged_rows(tmp_path / "out")
-
-    return run
 
 
 def settings(folder: Path) -> dict:

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from judge_server import KEY, preference_reply, serving
-from judge_world import ARENA, answers, judge_files, judged_rows, scores
+from judge_world import ARENA, answers, judge_files, scores
 
 import judge
 
@@ -11,19 +11,6 @@ import judge
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
-@pytest.fixture
-def judged(monkeypatch, capsys, tmp_path):
-    """Run judge.py on a benchmark's small files, which must end well; returns its errors and the rows it wrote."""
-
-    def run(benchmark: str, url: str, *options: str, **changed) -> tuple[str, list[dict]]:
-        files = judge_files(tmp_path, benchmark, **changed)
-        monkeypatch.setattr("sys.argv", ["judge.py", *files, "--base_url", url, "--concurrency", "2", *options])
-        judge.main()
-        return capsys.readouterr().err, judged_rows(tmp_path / "out")
-
-    return run
 
 
 @pytest.mark.parametrize(

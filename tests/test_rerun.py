@@ -21,15 +21,6 @@ SCRIPT = str(ROOT / "scripts" / "run_simpo.py")
 
 
 @pytest.fixture
-def run(monkeypatch):
-    def run(*argv: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["run_simpo.py", *argv])
-        main()
-
-    return run
-
-
-@pytest.fixture
 def stops_short(config):
     """Settings of a run with a checkpoint at each of three steps, of eight in the epoch."""
     settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}

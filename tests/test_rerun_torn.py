@@ -18,15 +18,6 @@ from simpo.train.finish import SINCE_RESUME
 pytestmark = pytest.mark.slow  # whole runs
 
 
-@pytest.fixture
-def run(monkeypatch):
-    def run(*argv: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["run_simpo.py", *argv])
-        main()
-
-    return run
-
-
 def zeros_in_the_middle(path: Path) -> None:
     """What a power loss leaves: the length is right, blocks are not."""
     content, middle = bytearray(path.read_bytes()), path.stat().st_size // 2

@@ -46,8 +46,8 @@ def check_type(key: str, value: Any, hint: Any, source: str) -> Any:
         except PydanticSchemaGenerationError:  # a library's own class, which no text can spell
             return value
         except ValidationError as error:
-            problem = problem or error.errors()[0]["msg"]
-            problem += ", as {name: 1.0}" if error.errors()[0]["type"] == "dict_type" else ""
+            first = error.errors()[0]
+            problem = problem or first["msg"] + (" {key: value}" if first["type"] == "dict_type" else "")
     raise UserError(f"{where}: {brief(value)} does not fit: {problem}")
 
 

@@ -1,5 +1,6 @@
 """Datasets: load them from the hub or from disk, bring their rows to one form, mix them in the original's order."""
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def csv_options(folder: Path) -> dict[str, Any]:
 def named_files(folder: Path, split: str) -> dict[str, Any]:
     """What `load_dataset` needs for a folder's file that is named as a split but train and test, such as
     train_prefs.jsonl, which it would take for a part of the split train."""
-    files = [path.name for path in folder.glob(f"{split}.*") if set(path.suffixes) & set(DATA_FILES)]
+    files = [path.name for path in folder.glob(f"{glob.escape(split)}.*") if set(path.suffixes) & set(DATA_FILES)]
     return {"data_files": {split: files}} if files and split not in ("train", "test") else {}
 
 
