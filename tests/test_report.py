@@ -149,11 +149,15 @@ def test_kinds_that_changed_clearly_are_on_the_first_screen(tmp_path):
         for number, row in enumerate(rows):
             row |= {"kind": "short" if number < 16 else "long", "seen": number % 2 == 0}
         write(tmp_path / f"answers_{side}.json", rows)
+    for side, grade in (("before", "w"), ("after", "r")):  # of too few prompts, a kind is not named
+        rows = json.loads((tmp_path / f"answers_{side}.json").read_text())
+        rows += [row | {"prompt": f"few {row['prompt']}", "kind": "few"} for row in graded(grade * 9)]
+        write(tmp_path / f"answers_{side}.json", rows)
     run = read_run(tmp_path, "run")
     # long: ten of twelve became wrong, differences -1 (10 times) and 0 (twice): standard error sqrt((10 / 6) / 11 / 12)
     assert headline(run).text.endswith(f"\nBetter: short (+100.0 ± 0.0).\nWorse: long ({MINUS}83.3 ± 11.2).")
     kinds = {m.what: m.value for m in measures(run) if m.where.startswith("Correct of each kind")}
-    assert list(kinds)[::3] == ["short (n = 16)", "long (n = 12)"]
+    assert list(kinds)[0::4] == ["short (n = 16)", "long (n = 12)"]
     assert kinds["long (n = 12)"] == f"100.0 → 16.7 ({MINUS}83.3 ± 11.2)"
     assert kinds["trained on (n = 14)"] == kinds["not trained on (n = 14)"] == "42.9 → 64.3 (+21.4 ± 26.1)"
     assert "Worse: long" in Elements(render([run])).text

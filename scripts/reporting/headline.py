@@ -25,7 +25,9 @@ from reporting.numbers import (
 )
 from reporting.read import ITSELF, Comparison, Run, Stage
 
-MOST_NAMED = 4  # groups of prompts in the headline; the section on evaluation has all
+# of the groups of prompts, those in the headline; the section on evaluation has all
+MOST_NAMED = 4
+FEWEST_PROMPTS = 10  # of fewer, all may change alike by chance: a standard error of nothing
 
 
 class Headline(NamedTuple):
@@ -77,6 +79,7 @@ def answers_headline(run: Run, result: Gain, graded: Comparison | None) -> Headl
 def clear_changes(graded: Comparison | None) -> str:
     """The groups of prompts that became better or worse by more than two standard errors, the largest change first."""
     gains = gains_by_group(graded) if graded else {}
+    gains = {name: own for name, own in gains.items() if own.n >= FEWEST_PROMPTS}
     text = ""
     for tone, order in (("better", list(gains)), ("worse", list(gains)[::-1])):
         found = [name for name in order if tone_of(gains[name].after - gains[name].before, gains[name].error) == tone]
